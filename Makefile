@@ -1,0 +1,28 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Each creates its environment where it is missing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint
+
+demo: $(VENV)/demo.installed
+	$(BIN)/stagjax demo --workdir=demo
+
+test: $(VENV)/test.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/test.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The stamp files say which extras are installed, and are older than a setup.py that has changed since.
+$(VENV)/demo.installed: setup.py | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[plots]'
+	touch $@
+
+$(VENV)/test.installed: setup.py | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[data,plots,test]'
+	touch $@

@@ -1,0 +1,43 @@
+"""Package metadata of stagjax: base dependencies train and decode, extras do the rest."""
+
+import pathlib
+import re
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "stagjax" / "__init__.py").read_text()).group(1)
+
+setuptools.setup(
+    name="stagjax",
+    version=VERSION,
+    description="Train, evaluate and benchmark StagFormer, a Transformer whose layer stacks decode in parallel, in JAX",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=setuptools.find_packages(include=["stagjax", "stagjax.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "array_record",
+        "chex",
+        "flax>=0.12",  # nnx.Module as a pytree, nnx.to_pure_dict
+        "jax>=0.10",  # jax.shard_map, jax.set_mesh
+        "ml-collections",
+        "numpy",
+        "optax",
+        "orbax-checkpoint>=0.11",  # preservation policies
+        "rich",
+        "sentencepiece>=0.2",
+        "tensorboardX",
+        "zstandard",
+    ],
+    extras_require={
+        "data": ["seqio", "tensorflow-datasets"],
+        "plots": ["matplotlib"],
+        "tpu": ["libtpu"],
+        # 2.13.0 is the release the published comparison was measured with.
+        "benchmarks": ["transformers", "torch==2.13.0"],
+        "test": ["hypothesis", "pytest", "ruff"],
+    },
+    entry_points={"console_scripts": ["stagjax = stagjax.cli:main"]},
+)

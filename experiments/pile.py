@@ -1,0 +1,82 @@
+"""The Pile at the paper's size: 256,000 pieces, 250,000 steps of 1024 x 1280 tokens, 327.7B tokens in all.
+
+    stagjax info --config=experiments/pile.py:VARIANT
+
+Published results (arXiv 2501.15665, section 4): separate_2x18 at or better than baseline_36, shared_2x18 clearly better
+than baseline_18 at about equal parameters. Here: not yet run. The paper gives neither optimizer nor schedule; these are
+the field's (GPT-3, LLaMA): AdamW, warm-up, cosine to a tenth, decay 0.1, clipping at 1. Any variant takes
+`,runlocal`: a tiny model of bytes on Python's standard library, 60 steps, under a minute on a CPU.
+"""
+
+import ml_collections
+
+from stagjax.config import select_variant
+
+STAGGERED = {"model.num_stacks": 2}
+
+VARIANTS = {
+    "baseline_18": {},  # 1.58B parameters
+    "baseline_36": {"model.layers_per_stack": 36},  # 2.77B
+    "shared_2x18": STAGGERED | {"model.shared_weights": True},  # 1.75B
+    "separate_2x18": STAGGERED,  # 2.94B
+}
+
+RUNLOCAL = {
+    "model.vocab_size": 259,
+    "model.model_dim": 64,
+    "model.num_heads": 2,
+    "model.num_kv_heads": 2,
+    "model.head_dim": 32,
+    "model.ff_dim": 256,
+    "model.layers_per_stack": 3,
+    "model.compute_dtype": "float32",
+    "data.source": "stdlib",
+    "data.path": None,
+    "data.vocabulary": "bytes",
+    "data.row_length": 128,
+    "training.global_batch": 8,
+    "training.steps": 60,
+    "training.learning_rate": 1e-3,
+    "training.warmup_steps": 10,
+    "training.loss_chunks": 1,
+    "training.log_every": 10,
+    "training.validate_every": 30,
+    "training.validation_rows": 64,
+    "training.checkpoint_every": 30,
+}
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """Return the experiment for `VARIANT[,section.field=value...][,runlocal]`."""
+    config = ml_collections.ConfigDict()
+    config.model = ml_collections.ConfigDict(
+        {
+            "vocab_size": 256_000,
+            "model_dim": 1536,
+            "num_heads": 12,
+            "num_kv_heads": 12,
+            "head_dim": 128,
+            "ff_dim": 12288,
+            "layers_per_stack": 18,
+            "num_stacks": 1,
+            "max_length": 1280,
+            "compute_dtype": "bfloat16",
+        }
+    )
+    config.data = ml_collections.ConfigDict(
+        {"source": "jsonl", "path": None, "vocabulary": "bytes", "row_length": 1280, "validation_percent": 1}
+    )
+    config.training = ml_collections.ConfigDict(
+        {
+            "steps": 250_000,
+            "global_batch": 1024,
+            "learning_rate": 3e-4,
+            "warmup_steps": 2000,
+            "remat": "layer",
+            "loss_chunks": 32,
+            "log_every": 50,
+            "validate_every": 5000,
+            "checkpoint_every": 5000,
+        }
+    )
+    return select_variant(arg, config, VARIANTS, RUNLOCAL)

@@ -1,0 +1,417 @@
+"""The one schema of an experiment: frozen dataclasses, their rules, and the way from a config file to them.
+
+Everything that can be wrong with an experiment is found here, before a device is touched. A `ConfigDict` never
+travels further than `load_config`.
+"""
+
+import ast
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from stagjax.errors import UserError, unknown
+
+
+def free(default: Any) -> Any:
+    """Declare a field that a resumed run may change: it does not alter which model comes out."""
+    return dataclasses.field(default=default, metadata={"free": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a StagFormer. The variants of the paper differ in these values only, never in code.
+
+    Attributes:
+      vocab_size: V, rows of the tied embedding; at least the vocabulary's size.
+      model_dim: D.
+      num_heads: N.
+      num_kv_heads: K, a divisor of `num_heads` (grouped-query attention).
+      head_dim: H, even (RoPE pairs its halves).
+      ff_dim: F, width of the GeGLU.
+      layers_per_stack: L.
+      num_stacks: P; with shared weights the number of passes. 1 is the baseline.
+      shared_weights: all passes use one set of layers (paper section 3.1).
+      cross_attention: "sequential" after self-attention, or "parallel" to it (one all-reduce a layer less).
+      cross_window: memory slots that a query sees, None for all (paper section 3.3).
+      lag: positions by which the memory is shifted; 0 is the control without staggering.
+      combine: logits read the "last" stack, or a learned "linear" combination of all (paper section 3.4).
+      max_length: rows of the position embedding: the longest sequence.
+      rope_base: base wavelength of the rotary embedding.
+      norm_eps: added to the mean square in RMSNorm.
+      compute_dtype: of activations and matrix products; parameters stay float32.
+    """
+
+    vocab_size: int
+    model_dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ff_dim: int
+    layers_per_stack: int
+    num_stacks: int = 1
+    shared_weights: bool = False
+    cross_attention: str = "sequential"
+    cross_window: int | None = None
+    lag: int = 1
+    combine: str = "last"
+    max_length: int = 1280
+    rope_base: float = 10000.0
+    norm_eps: float = 1e-6
+    compute_dtype: str = "float32"
+
+    @property
+    def num_weight_sets(self) -> int:
+        """W: weight sets of the stacks."""
+        return 1 if self.shared_weights else self.num_stacks
+
+    @property
+    def num_cross_sets(self) -> int:
+        """X: weight sets of cross-attention; set x serves stack x+1."""
+        if self.num_stacks == 1:
+            return 0
+        return 1 if self.shared_weights else self.num_stacks - 1
+
+    def check(self) -> None:
+        """Raise `UserError` where a value or a combination of values has no meaning."""
+        for field in (
+            "vocab_size",
+            "model_dim",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "ff_dim",
+            "layers_per_stack",
+            "num_stacks",
+            "max_length",
+        ):
+            _at_least(self, "model", field, 1)
+        _at_least(self, "model", "lag", 0)
+        if self.cross_window is not None:
+            _at_least(self, "model", "cross_window", 1)
+        _one_of(self, "model", "cross_attention", ("sequential", "parallel"))
+        _one_of(self, "model", "combine", ("last", "linear"))
+        _one_of(self, "model", "compute_dtype", ("float32", "bfloat16", "float64"))
+        if self.num_heads % self.num_kv_heads:
+            raise UserError(
+                f"model.num_kv_heads={self.num_kv_heads} does not divide model.num_heads={self.num_heads}; "
+                f"use one of {', '.join(map(str, divisors(self.num_heads)))}"
+            )
+        if self.head_dim % 2:
+            raise UserError(
+                f"model.head_dim={self.head_dim} is odd, but the rotary embedding pairs the halves of a head; "
+                f"use {self.head_dim + 1}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is read, with which vocabulary, in rows of which length.
+
+    Attributes:
+      source: "stdlib" (the standard library of the running Python), "text" (one document a file) or "jsonl".
+      path: directory of the source; None for "stdlib".
+      vocabulary: "bytes", or the path of a SentencePiece model.
+      row_length: target ids in a packed row; at most `model.max_length`.
+      validation_percent: share of documents, chosen by the hash of their name, that training never sees.
+    """
+
+    source: str = "stdlib"
+    path: str | None = None
+    vocabulary: str = "bytes"
+    row_length: int = 256
+    validation_percent: int = 5
+
+    def check(self) -> None:
+        """Raise `UserError` for values outside the schema (files are looked at when they are opened)."""
+        _one_of(self, "data", "source", ("stdlib", "text", "jsonl"))
+        _at_least(self, "data", "row_length", 2)
+        _at_least(self, "data", "validation_percent", 1)
+        if self.validation_percent > 50:
+            raise UserError(f"data.validation_percent={self.validation_percent} is over 50; use 1 to 50")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Optimizer, schedule, and how often things happen. The fields declared `free` may change when a run resumes.
+
+    Attributes:
+      steps: optimizer steps; the cosine ends there.
+      global_batch: rows in one optimizer step, over all hosts and all `accumulation` parts.
+      learning_rate: peak, reached after warm-up.
+      warmup_steps: of linear warm-up from zero.
+      final_learning_rate: as a share of the peak, reached at the last step.
+      beta1: AdamW.
+      beta2: AdamW.
+      epsilon: AdamW.
+      weight_decay: decoupled, on matrices other than the two embeddings.
+      clip_norm: global norm to which gradients are clipped.
+      seed: of initialisation and of the order of rows.
+      accumulation: parts into which a global batch is cut, one after the other, to save memory.
+      remat: "none", or "layer" to recompute each layer's activations in the backward pass.
+      scan_layers: scan over layers (compiles once a stack) instead of unrolling them.
+      loss_chunks: parts in which the cross-entropy is computed, so that not all logits are alive at once.
+      log_every: steps between metrics.
+      validate_every: steps between validations.
+      validation_rows: rows of the validation set to use, None for all.
+      checkpoint_every: steps between checkpoints; each is validated first.
+      keep_last: newest checkpoints kept, besides the best one.
+    """
+
+    steps: int = 1000
+    global_batch: int = 16
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    final_learning_rate: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    seed: int = 0
+    accumulation: int = free(1)
+    remat: str = free("none")
+    scan_layers: bool = free(True)
+    loss_chunks: int = free(1)
+    log_every: int = free(10)
+    validate_every: int = free(100)
+    validation_rows: int | None = free(None)
+    checkpoint_every: int = free(100)
+    keep_last: int = free(2)
+
+    def check(self) -> None:
+        """Raise `UserError` for counts below one and batches that do not divide."""
+        for field in (
+            "steps",
+            "global_batch",
+            "accumulation",
+            "loss_chunks",
+            "log_every",
+            "validate_every",
+            "checkpoint_every",
+            "keep_last",
+        ):
+            _at_least(self, "training", field, 1)
+        if self.validation_rows is not None:
+            _at_least(self, "training", "validation_rows", 1)
+        for field in ("warmup_steps", "learning_rate", "final_learning_rate", "weight_decay", "seed"):
+            _at_least(self, "training", field, 0)
+        if self.warmup_steps > self.steps:
+            raise UserError(
+                f"training.warmup_steps={self.warmup_steps} is over training.steps={self.steps}; "
+                "lower it or train longer"
+            )
+        if self.clip_norm <= 0:
+            raise UserError(f"training.clip_norm={self.clip_norm} must be positive; the usual value is 1.0")
+        _one_of(self, "training", "remat", ("none", "layer"))
+        if self.global_batch % self.accumulation:
+            raise UserError(
+                f"training.global_batch={self.global_batch} does not divide into "
+                f"training.accumulation={self.accumulation} parts; use one of "
+                f"{', '.join(map(str, divisors(self.global_batch)))}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment, resolved: what the workdir stores and what a resumed run is compared with."""
+
+    model: ModelConfig
+    data: DataConfig
+    training: TrainingConfig
+
+    def check(self) -> None:
+        """Raise `UserError` for the first rule that a field or a pair of fields breaks."""
+        for section in (self.model, self.data, self.training):
+            section.check()
+        if self.data.row_length > self.model.max_length:
+            raise UserError(
+                f"data.row_length={self.data.row_length} is over model.max_length={self.model.max_length}; "
+                "shorten the rows or lengthen the model"
+            )
+        tokens = self.training.global_batch // self.training.accumulation * self.data.row_length
+        if tokens % self.training.loss_chunks:
+            raise UserError(
+                f"training.loss_chunks={self.training.loss_chunks} does not divide the {tokens} tokens of a batch part "
+                "(training.global_batch / training.accumulation * data.row_length); use a power of two that does"
+            )
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Return the config as plain nested dicts, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> "Config":
+        """Build and check a config from nested mappings.
+
+        Raises:
+          UserError: unknown section or field (the nearest is named), a missing field, a wrong type, a broken rule.
+        """
+        sections = {}
+        types = typing.get_type_hints(cls)
+        for name, value in tree.items():
+            if name not in types:
+                raise unknown("config section", name, types)
+            sections[name] = _section(types[name], name, value)
+        for name in types:
+            if name not in sections:
+                raise UserError(f"config section {name!r} is missing; a config has {', '.join(types)}")
+        config = cls(**sections)
+        config.check()
+        return config
+
+
+def config_differences(stored: Config, wanted: Config) -> list[str]:
+    """Return "field: stored -> wanted" for every field that a resumed run may not change but does."""
+    lines = []
+    for section in dataclasses.fields(Config):
+        before, after = getattr(stored, section.name), getattr(wanted, section.name)
+        for field in dataclasses.fields(before):
+            old, new = getattr(before, field.name), getattr(after, field.name)
+            if old != new and not field.metadata.get("free"):
+                lines.append(f"{section.name}.{field.name}: {old!r} -> {new!r}")
+    return lines
+
+
+def load_config(spec: str, overrides: Sequence[str] = ()) -> Config:
+    """Load an experiment.
+
+    Args:
+      spec: "FILE.py:VARIANT[,key=value...][,runlocal]"; the file defines `get_config(arg)`.
+      overrides: "section.field=value", applied last.
+
+    Raises:
+      UserError: missing file, no `get_config`, unknown variant, unknown field, broken rule.
+    """
+    path, _, arg = spec.partition(":")
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise UserError(f"--config={spec}: there is no file {path!r}; use e.g. experiments/stdlib.py:separate_2x3")
+    module_spec = importlib.util.spec_from_file_location(f"experiment_{file.stem}", file)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"--config={spec}: {path!r} is not a Python file; use e.g. experiments/stdlib.py:separate_2x3")
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config={spec}: {path!r} defines no get_config(arg); see experiments/stdlib.py")
+    tree = module.get_config(arg)
+    override(tree, overrides)
+    return Config.from_dict(tree.to_dict())
+
+
+def select_variant(
+    arg: str,
+    base: ml_collections.ConfigDict,
+    variants: Mapping[str, Mapping[str, Any]],
+    runlocal: Mapping[str, Any],
+) -> ml_collections.ConfigDict:
+    """Resolve an experiment file's `arg`: base, then the variant's difference, then `runlocal`, then key=value pairs.
+
+    Args:
+      arg: "VARIANT[,section.field=value...][,runlocal]".
+      base: the experiment; it is not changed.
+      variants: name to {"section.field": value}.
+      runlocal: {"section.field": value} that makes any variant tiny.
+
+    Raises:
+      UserError: no variant, an unknown one, or an unknown field.
+    """
+    name, *options = [part.strip() for part in arg.split(",")]
+    if not name:
+        raise UserError(f"--config=FILE.py:VARIANT lacks the variant; known: {', '.join(variants)}")
+    if name not in variants:
+        raise unknown("variant", name, variants)
+    config = ml_collections.ConfigDict(base.to_dict())
+    _assign(config, variants[name])
+    if "runlocal" in options:
+        _assign(config, runlocal)
+    for option in options:
+        if option == "runlocal":
+            continue
+        if "=" not in option:
+            raise UserError(f"variant option {option!r} is neither 'runlocal' nor section.field=value")
+        override(config, [option])
+    return config
+
+
+def override(config: ml_collections.ConfigDict, assignments: Sequence[str]) -> None:
+    """Set "section.field=value" strings on `config`, in place; values are Python literals or plain strings.
+
+    Raises:
+      UserError: a field that does not exist, with the nearest one named.
+    """
+    for assignment in assignments:
+        key, _, text = assignment.partition("=")
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+        _assign(config, {key: value})
+
+
+def divisors(number: int) -> list[int]:
+    """Return the divisors of `number` in ascending order."""
+    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+
+
+def to_json(config: Config) -> str:
+    """Return `config` as JSON that `from_json` turns back into an equal config."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+
+
+def from_json(text: str) -> Config:
+    """Return the config that `to_json` wrote, checked."""
+    return Config.from_dict(json.loads(text))
+
+
+def _assign(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> None:
+    fields = {
+        section.name: [field.name for field in dataclasses.fields(section.type)]
+        for section in dataclasses.fields(Config)
+    }
+    for key, value in values.items():
+        section, _, field = key.partition(".")
+        if section not in fields or field not in fields[section]:
+            raise unknown("config field", key, [f"{s}.{f}" for s, names in fields.items() for f in names])
+        with config.ignore_type():
+            config[section][field] = value
+
+
+def _section(cls: type, name: str, values: Mapping[str, Any]) -> Any:
+    types = typing.get_type_hints(cls)
+    for key, value in values.items():
+        if key not in types:
+            raise unknown("config field", f"{name}.{key}", [f"{name}.{field}" for field in types])
+        if not _is_a(value, types[key]):
+            wanted = getattr(types[key], "__name__", str(types[key]))
+            raise UserError(f"{name}.{key}={value!r} is {type(value).__name__}, not {wanted}")
+    for field in dataclasses.fields(cls):
+        if field.name not in values and field.default is dataclasses.MISSING:
+            raise UserError(f"{name}.{field.name} is missing; it has no default")
+    return cls(**{key: float(value) if types[key] is float else value for key, value in values.items()})
+
+
+def _is_a(value: Any, wanted: Any) -> bool:
+    options = typing.get_args(wanted) or (wanted,)
+    if isinstance(value, bool):
+        return bool in options
+    if isinstance(value, int) and float in options:
+        return True
+    return isinstance(value, options)
+
+
+def _at_least(section: Any, name: str, field: str, minimum: int) -> None:
+    value = getattr(section, field)
+    if value < minimum:
+        raise UserError(f"{name}.{field}={value} is below {minimum}; use {minimum} or more")
+
+
+def _one_of(section: Any, name: str, field: str, known: Sequence[str]) -> None:
+    value = getattr(section, field)
+    if value not in known:
+        raise unknown(f"{name}.{field}", value, known)

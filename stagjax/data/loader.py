@@ -1,0 +1,124 @@
+"""The loader: which rows make up batch t is a function of t alone, so that the step number is all of its state."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from stagjax.config import divisors
+from stagjax.data.packing import Rows, expand
+from stagjax.errors import UserError
+
+_ROUNDS = 6
+_MASK = (1 << 64) - 1
+
+
+def permute(index: np.ndarray, num_rows: int, seed: int, epoch: np.ndarray | int) -> np.ndarray:
+    """Return where a keyed pseudo-random permutation of range(num_rows) takes `index`, at a cost free of `num_rows`.
+
+    A Feistel network is a permutation of the next power of four, whatever its round function is; walking on until a
+    value falls below `num_rows` makes it one of range(num_rows). Its values are pinned by a test: a resumed run
+    depends on them.
+
+    Args:
+      index: integers in range(num_rows), any shape.
+      num_rows: at least 1.
+      seed: any non-negative integer.
+      epoch: selects the permutation, together with `seed`; broadcasts against `index`.
+
+    Returns:
+      int64 of the broadcast shape.
+    """
+    half = max(1, -(-(num_rows - 1).bit_length() // 2))
+    index, epoch = np.broadcast_arrays(np.asarray(index, np.uint64), np.asarray(epoch, np.uint64))
+    # Flat, because numpy warns of the overflow that hashing means where an array has no dimension.
+    key = _mix(_mix(np.full(index.size, seed & _MASK, np.uint64)) + epoch.reshape(-1))
+    result = _feistel(index.reshape(-1), key, half)
+    while (outside := result >= num_rows).any():
+        result[outside] = _feistel(result[outside], key[outside], half)
+    return result.astype(np.int64).reshape(index.shape)
+
+
+class RowLoader:
+    """Batches of rows in an order that is the concatenation, over epochs, of a permutation of all rows.
+
+    Batch t is entries t*B to t*B+B-1 of that order: no row is dropped, and an epoch may end inside a batch. Host j of n
+    reads the j-th n-th of each batch, so the global batches do not depend on n.
+
+    Args:
+      rows: the whole split, on every host.
+      global_batch: B, rows in a batch over all hosts.
+      seed: of the permutations.
+      host: j.
+      num_hosts: n.
+
+    Raises:
+      UserError: the batch does not divide over the hosts.
+      ValueError: no such host, or no rows.
+    """
+
+    def __init__(self, rows: Rows, global_batch: int, seed: int, host: int = 0, num_hosts: int = 1):
+        if global_batch % num_hosts:
+            raise UserError(
+                f"training.global_batch={global_batch} does not divide over {num_hosts} hosts; use a multiple of "
+                f"{num_hosts}, or a number of hosts among {', '.join(map(str, divisors(global_batch)))}"
+            )
+        if not 0 <= host < num_hosts:
+            raise ValueError(f"host {host} is not among the {num_hosts} hosts, which count from 0")
+        if not rows.num_rows:
+            raise ValueError("there are no rows to load")
+        self._rows = rows
+        self._global_batch = global_batch
+        self._seed = seed
+        self._host = host
+        self._host_batch = global_batch // num_hosts
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """Return this host's part of batch `step`, as `expand` describes it, [B / n, T]."""
+        return expand(self._rows.select(self.row_indices(step)))
+
+    def row_indices(self, step: int) -> np.ndarray:
+        """Return which rows this host's part of batch `step` consists of, int64 [B / n].
+
+        Raises:
+          ValueError: a negative step.
+        """
+        if step < 0:
+            raise ValueError(f"step {step} is negative")
+        first = step * self._global_batch + self._host * self._host_batch
+        epoch, index = np.divmod(first + np.arange(self._host_batch, dtype=np.int64), self._rows.num_rows)
+        return permute(index, self._rows.num_rows, self._seed, epoch)
+
+    def epoch(self, step: int) -> float:
+        """Return how many times all rows have been read once `step` batches have been."""
+        return step * self._global_batch / self._rows.num_rows
+
+
+def validation_batches(rows: Rows, batch_size: int, max_rows: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+    """Yield rows in order, as `expand` describes them, in batches of one shape.
+
+    Args:
+      rows: the whole split.
+      batch_size: rows in a batch; the last one is filled up with padding, of loss weight 0.
+      max_rows: rows to use, at equal distances, so that they come from all of the split; None for all.
+    """
+    num_rows = rows.num_rows if max_rows is None else min(max_rows, rows.num_rows)
+    chosen = np.arange(num_rows) * rows.num_rows // num_rows
+    for start in range(0, num_rows, batch_size):
+        yield expand(rows.select(chosen[start : start + batch_size]).padded_to(batch_size))
+
+
+def _feistel(value: np.ndarray, key: np.ndarray, half: int) -> np.ndarray:
+    """Permute uint64 values below 4**half; each round changes one half by a hash of the other."""
+    bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
+    left, right = value >> bits, value & mask
+    for round_number in range(_ROUNDS):
+        left, right = right, left ^ (_mix(right ^ _mix(key + np.uint64(round_number))) & mask)
+    return left << bits | right
+
+
+def _mix(value: np.ndarray) -> np.ndarray:
+    """Hash uint64 values (the finaliser of SplitMix64: Steele, Lea, Flood, OOPSLA 2014); overflow is meant."""
+    value = value + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ value >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ value >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return value ^ value >> np.uint64(31)

@@ -1,0 +1,209 @@
+"""Where documents come from: the standard library, directories of text, directories of JSON lines."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import sysconfig
+from collections.abc import Collection, Iterator
+
+from stagjax.config import DataConfig
+from stagjax.errors import UserError, unknown
+
+SPLITS = ("train", "validation")
+TEXT_SUFFIXES = (".txt", ".md", ".py")
+JSONL_SUFFIXES = (".jsonl", ".jsonl.zst")
+# Installed packages and tests: they differ between machines, and the latter is not code that one would want to learn.
+NOT_STDLIB = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test"})
+_TOPICS = "pydoc_data/topics"
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """One text and its name, which is unique in its source and the same on every machine."""
+
+    name: str
+    text: str
+
+
+class Source:
+    """Files below a directory, read as documents in the order of their names.
+
+    Attributes:
+      files: (name, path) of every file, sorted by name; the name is the path relative to the root.
+      skipped: "name: reason" for whatever could not be read, complete once `documents` has been walked to its end.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], suffixes: tuple[str, ...], excluded: Collection[str] = ()):
+        self._unlisted: list[str] = []
+        self.skipped: list[str] = []
+        self.files = self._list(str(root), suffixes, excluded)
+
+    def documents(self) -> Iterator[Document]:
+        """Yield all documents, and note in `skipped` what could not be read."""
+        self.skipped = list(self._unlisted)
+        for name, path in self.files:
+            try:
+                yield from self._read(name, path)
+            except OSError as error:
+                self.skipped.append(f"{name}: {error.strerror or error}")
+
+    def _read(self, name: str, path: pathlib.Path) -> Iterator[Document]:
+        try:
+            # Decoded as it stands: a text mode would turn "\r\n" into "\n", and a declared encoding other than UTF-8
+            # would make the number of bytes differ from the file's.
+            yield Document(name, path.read_bytes().decode())
+        except UnicodeDecodeError as error:
+            self.skipped.append(f"{name}: not UTF-8 at byte {error.start}")
+
+    def _list(self, root: str, suffixes: tuple[str, ...], excluded: Collection[str]) -> list[tuple[str, pathlib.Path]]:
+        files = []
+        for directory, subdirectories, names in os.walk(root, onerror=self._not_listed):
+            subdirectories[:] = [name for name in subdirectories if name not in excluded]
+            for name in names:
+                if name.endswith(suffixes):
+                    path = pathlib.Path(directory, name)
+                    files.append((_printable(path.relative_to(root).as_posix()), path))
+        return sorted(files)
+
+    def _not_listed(self, error: OSError) -> None:
+        self._unlisted.append(f"{_printable(os.fspath(error.filename))}: {error.strerror}")
+
+
+class StdlibSource(Source):
+    """The standard library of the running Python and the topics of its `help()`: 12 MB of text on any machine."""
+
+    def __init__(self):
+        super().__init__(sysconfig.get_path("stdlib"), (".py",), NOT_STDLIB)
+        # This file is the topics once more, as string literals: with both, training would see the validation texts.
+        self.files = [(name, path) for name, path in self.files if name != f"{_TOPICS}.py"]
+
+    def documents(self) -> Iterator[Document]:
+        """Yield the modules, then the topics."""
+        yield from super().documents()
+        try:
+            from pydoc_data.topics import topics
+        except ImportError as error:
+            self.skipped.append(f"{_TOPICS}: {error}")
+        else:
+            yield from (Document(f"{_TOPICS}/{topic}", topics[topic]) for topic in sorted(topics))
+
+
+class JsonlSource(Source):
+    """Files of JSON lines, {"text": ...} each, plain or compressed by zstd; documents are named "file#line"."""
+
+    def _read(self, name: str, path: pathlib.Path) -> Iterator[Document]:
+        number = 0
+        lines = _zstd_lines(path) if path.suffix == ".zst" else _lines(path)
+        try:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                try:
+                    text = _text(line)
+                except ValueError as error:
+                    self.skipped.append(f"{name}:{number}: {error}")
+                else:
+                    yield Document(f"{name}#{number}", text)
+        except EOFError as error:
+            self.skipped.append(f"{name}: {error} after line {number}; the rest is lost")
+
+
+def open_source(config: DataConfig) -> Source:
+    """Return the source that `data.source` and `data.path` name.
+
+    Raises:
+      UserError: no path, no such directory, no file in it, or an unknown source.
+    """
+    if config.source == "stdlib":
+        if config.path is not None:
+            raise UserError(
+                f"data.path={config.path!r} is set, but data.source='stdlib' reads the standard library of Python; "
+                "leave it unset, or use data.source='text' or 'jsonl'"
+            )
+        return StdlibSource()
+    kinds = {"text": (Source, TEXT_SUFFIXES), "jsonl": (JsonlSource, JSONL_SUFFIXES)}
+    if config.source not in kinds:
+        raise unknown("data.source", config.source, ("stdlib", *kinds))
+    if config.path is None:
+        raise UserError(
+            f"data.path is not set, but data.source={config.source!r} reads a directory; add --config.data.path=DIR"
+        )
+    if not os.path.isdir(config.path):
+        found = "is not a directory" if os.path.exists(config.path) else "does not exist"
+        raise UserError(f"data.path={config.path!r} {found}; data.source={config.source!r} reads a directory")
+    kind, suffixes = kinds[config.source]
+    source = kind(config.path, suffixes)
+    if not source.files:
+        raise UserError(
+            f"empty corpus: data.path={config.path!r} has no file that ends in {', '.join(suffixes)}, "
+            f"which is what data.source={config.source!r} reads; correct one of the two"
+        )
+    return source
+
+
+def split_of(name: str, validation_percent: int) -> str:
+    """Return "validation" for about `validation_percent` of all names, "train" for the others.
+
+    It depends on the name alone, so documents that come or go move no other, and a larger share only adds to a smaller.
+    """
+    draw = int.from_bytes(hashlib.sha1(name.encode()).digest()[:8], "big")
+    return "validation" if draw * 100 < validation_percent << 64 else "train"
+
+
+def _text(line: bytes) -> str:
+    """Return the text of a JSON line; raises `ValueError` with the reason where there is none."""
+    try:
+        record = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error})") from None
+    text = record.get("text") if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise ValueError('not an object with a string "text"')
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError('"text" has half of a surrogate pair, which is not Unicode text') from None
+    return text
+
+
+def _lines(path: pathlib.Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        yield from file
+
+
+def _zstd_lines(path: pathlib.Path) -> Iterator[bytes]:
+    """Yield the lines of a zstd file of one or more frames.
+
+    Not `stream_reader`: that one takes a file which ends in the middle of a frame for a complete one.
+
+    Raises:
+      EOFError: the file is damaged or ends early.
+    """
+    import zstandard  # Here, because most corpora do without.
+
+    pending, frame = b"", None
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                while chunk:
+                    # The Pile was compressed with long-distance matching, beyond the default limit of the window.
+                    frame = frame or zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+                    *lines, pending = (pending + frame.decompress(chunk)).split(b"\n")
+                    yield from lines
+                    chunk = frame.unused_data if frame.eof else b""
+                    frame = None if frame.eof else frame
+    except zstandard.ZstdError as error:
+        raise EOFError(f"damaged zstd ({error})") from None
+    if frame is not None:
+        raise EOFError("the zstd frame is cut off")
+    if pending:
+        yield pending
+
+
+def _printable(name: str) -> str:
+    # A file name need not be UTF-8, but it is hashed and printed.
+    return os.fsencode(name).decode(errors="backslashreplace")

@@ -1,0 +1,1 @@
+"""The seqio registry: the only package that imports seqio and tensorflow-datasets."""

@@ -1,0 +1,58 @@
+"""Pretraining corpora as seqio tasks: the very documents and ids that training packs."""
+
+from collections.abc import Mapping
+
+import seqio
+import tensorflow as tf
+
+from stagjax.config import DataConfig
+from stagjax.data.corpus import documents
+from stagjax.data.sources import SPLITS
+from stagjax.data.vocabulary import load_vocabulary
+from stagjax.tasks.registry import SeqioVocabulary
+
+
+def register(name: str, config: DataConfig) -> seqio.Task:
+    """Register a task over the splits of `config`, whose examples are {"targets": int32 ids of a document with EOS}.
+
+    Ids come from the iterator that training packs, so they are its ids by construction.
+
+    Raises:
+      UserError: the vocabulary cannot be read.
+      ValueError: the name is taken.
+    """
+
+    def dataset(split: str, shuffle_files: bool = False) -> tf.data.Dataset:
+        del shuffle_files  # Documents have one order; rows, not documents, are shuffled.
+        return tf.data.Dataset.from_generator(
+            lambda: ({"targets": document.ids} for document in documents(config, split)),
+            output_signature={"targets": tf.TensorSpec([None], tf.int32)},
+        )
+
+    vocabulary = SeqioVocabulary(load_vocabulary(config.vocabulary))
+    return seqio.TaskRegistry.add(
+        name,
+        source=seqio.FunctionDataSource(dataset, splits=SPLITS, caching_permitted=False),
+        preprocessors=[refuse_trimming],
+        # EOS is among the ids already; with add_eos seqio would put it on trimmed documents too.
+        output_features={"targets": seqio.Feature(vocabulary, add_eos=False)},
+        metric_fns=[],
+    )
+
+
+def refuse_trimming(dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | None = None) -> tf.data.Dataset:
+    """Return `dataset` as it is.
+
+    Raises:
+      ValueError: a `sequence_length` was asked for. seqio would cut documents to it and drop the rest of each, 82% of a
+        corpus of long ones.
+    """
+    if sequence_length is not None:
+        raise ValueError(
+            f"sequence_length={dict(sequence_length)} would drop the ends of documents; use sequence_length=None and "
+            "stagjax.data.packing.pack"
+        )
+    return dataset
+
+
+register("stagjax_stdlib", DataConfig())

@@ -1,0 +1,286 @@
+"""Checkpoints on Orbax: written in the background, verified when read, never trusted because they are there."""
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+import rich.console
+from etils import epath
+
+from stagjax.errors import RunFailed, UserError
+from stagjax.fingerprint import describe, digest, fingerprint
+from stagjax.stored import DamagedError, draining_loops, read_metadata, read_params, read_state, reason
+
+TEMPORARY = ".orbax-checkpoint-tmp"
+"""What Orbax puts into the name of a directory that it has not finished."""
+
+
+def print_warning(text: str) -> None:
+    """Print one line to standard error, in yellow on a terminal."""
+    rich.console.Console(stderr=True, soft_wrap=True).print(text, style="yellow", markup=False, highlight=False)
+
+
+class Checkpoints:
+    """The checkpoints of one workdir, in `WORKDIR/checkpoints/STEP`: `state` (arrays) and `metadata` (JSON).
+
+    Metadata is `{"step", "config", "manifest", "metrics": {"validation_loss"}, "arrays", "fingerprint", "digest"}`,
+    where `arrays` maps a leaf's path to e.g. "float32[2,3]" and `fingerprint` maps it to its checksum.
+
+    Kept are the newest `keep_last` and the one with the lowest validation loss. What is no longer kept is removed
+    once the checkpoint that replaces it is complete, that is at the next `save`, `wait` or `close`.
+
+    Every process of a distributed run calls every method; process 0 alone removes files.
+
+    Attributes:
+      directory: `WORKDIR/checkpoints`.
+      keep_last: newest checkpoints that are kept.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        keep_last: int,
+        read_only: bool = False,
+        warn: Callable[[str], None] = print_warning,
+    ):
+        self.directory = epath.Path(workdir).expanduser().resolve() / "checkpoints"
+        self.keep_last = keep_last
+        self._read_only = read_only
+        self._warn = warn
+        self._writer = _new_writer()
+        self._while_saving = contextlib.ExitStack()
+        self._damaged: set[int] = set()
+        self._saving: int | None = None
+        if not read_only and jax.process_index() == 0:
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"cannot create {self.directory}: {reason(error)}; use another --workdir") from error
+            self._remove_temporaries()
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        config: Mapping[str, Any],
+        manifest: Mapping[str, Any],
+        validation_loss: float | None,
+    ) -> None:
+        """Start to write a checkpoint, and return when `state` may be donated; a step that is there is left alone.
+
+        Args:
+          step: names the checkpoint.
+          state: pytree of arrays, sharded or not.
+          config: of the run, as plain data.
+          manifest: of its data, as plain data.
+          validation_loss: by which the best checkpoint is chosen; None (or not finite) is never the best.
+
+        Raises:
+          RunFailed: this save, or an earlier one in the background, failed; the last good checkpoint is named.
+        """
+        if self._read_only:
+            raise ValueError(f"{self.directory} was opened for reading")
+        self.wait()
+        if step in self.steps():
+            return
+        metadata = {
+            "step": int(step),
+            "config": config,
+            "manifest": manifest,
+            "metrics": {"validation_loss": _finite(validation_loss)},
+            "arrays": describe(state),
+            "fingerprint": fingerprint(state),
+        }
+        metadata["digest"] = digest(metadata)
+        self._saving = step
+        self._while_saving.enter_context(draining_loops())
+        try:
+            # What lies at this step, if anything, is damaged, hence force. Orbax reads the arrays before it returns.
+            # On the CPU it reads them without a copy, but a buffer that NumPy still sees is not reused by donation.
+            self._writer.save(
+                self._path(step),
+                args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), metadata=ocp.args.JsonSave(metadata)),
+                force=True,
+            )
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def wait(self) -> None:
+        """Wait until everything is written, then remove what is no longer kept.
+
+        Raises:
+          RunFailed: a save in the background failed; the last good checkpoint is named.
+        """
+        try:
+            self._writer.wait_until_finished()
+        except Exception as error:
+            raise self._failure(error) from error
+        finally:
+            self._while_saving.close()
+        if self._saving is not None:
+            self._damaged.discard(self._saving)
+            self._saving = None
+            self._prune()
+
+    def close(self) -> None:
+        """Wait as `wait` does, and release Orbax's threads.
+
+        Raises:
+          RunFailed: a save in the background failed; the last good checkpoint is named.
+        """
+        try:
+            self.wait()
+        finally:
+            self._writer.close()
+
+    def steps(self) -> list[int]:
+        """Return the steps of complete checkpoints in ascending order, without those found to be damaged."""
+        return sorted(self._readable())
+
+    def latest(self) -> int | None:
+        """Return the newest step, or None."""
+        return max(self.steps(), default=None)
+
+    def best(self) -> int | None:
+        """Return the step with the lowest validation loss (the newest of equals), or None if none has one."""
+        return _best(self._readable())
+
+    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
+        """Read the newest checkpoint that is whole; each damaged one on the way is named in a warning.
+
+        Args:
+          abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings, which need not be those of the save.
+          step: this checkpoint and no other.
+
+        Returns:
+          The state, with the structure and shardings of `abstract_state`, and its metadata; None without checkpoints.
+
+        Raises:
+          UserError: no such step, or a checkpoint of another model.
+          RunFailed: there are checkpoints, and all are damaged.
+        """
+        self.wait()
+        if step is None and not self._all_steps():
+            return None
+        return self._first_whole(step, lambda path: read_state(path, abstract_state))
+
+    def restore_params(self, step: int | str | None = None) -> tuple[Any, dict[str, Any]]:
+        """Read `state["params"]` alone, onto the default device.
+
+        Args:
+          step: a step, "best", or "latest" (as None), which passes over damaged checkpoints.
+
+        Raises:
+          UserError: no such checkpoint.
+          RunFailed: it is damaged.
+        """
+        self.wait()
+        return self._first_whole(self._resolve(step), read_params)
+
+    def read_metadata(self, step: int | str | None = None) -> dict[str, Any]:
+        """Return a checkpoint's metadata without reading its arrays; arguments and errors as `restore_params`."""
+        return self._first_whole(self._resolve(step), read_metadata)
+
+    def _first_whole(self, step: int | None, read: Callable[[epath.Path], Any]) -> Any:
+        present = self._all_steps()
+        if not present:
+            raise UserError(f"there is no checkpoint in {self.directory}; train first, or correct --workdir")
+        if step is not None and step not in present:
+            raise UserError(
+                f"there is no checkpoint {step} in {self.directory}; use one of {', '.join(map(str, present))}"
+            )
+        reasons = []
+        for candidate in reversed(present) if step is None else [step]:
+            try:
+                return read(self._path(candidate))
+            except DamagedError as error:
+                self._damaged.add(candidate)
+                reasons.append(f"{self._path(candidate)} is damaged ({error})")
+                if step is None:
+                    self._warn(f"{reasons[-1]}; it is skipped")
+        remedy = "remove it to start anew" if len(present) == 1 else "remove what is damaged, or choose another step"
+        raise RunFailed(f"{'; '.join(reasons)}; {remedy}")
+
+    def _resolve(self, step: int | str | None) -> int | None:
+        if step == "best":
+            best = self.best()
+            if best is None and self._all_steps():
+                raise UserError(f"no checkpoint in {self.directory} has a validation loss; use latest or a step")
+            return best
+        return None if step == "latest" else step
+
+    def _path(self, step: int) -> epath.Path:
+        return self.directory / str(step)
+
+    def _all_steps(self) -> list[int]:
+        if not self.directory.exists():
+            return []
+        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdecimal())
+
+    def _readable(self) -> dict[int, dict[str, Any]]:
+        readable = {}
+        for step in self._all_steps():
+            try:
+                if step not in self._damaged:
+                    readable[step] = read_metadata(self._path(step))
+            except DamagedError:
+                continue
+        return readable
+
+    def _prune(self) -> None:
+        readable = self._readable()
+        newest = sorted(readable)[-self.keep_last :]
+        dropped = set(readable) - {*newest, _best(readable)}
+        # A damaged checkpoint is kept until training has passed it: until then it may be all that is left to repair.
+        dropped |= {step for step in self._damaged if newest and step < newest[-1]}
+        if jax.process_index() == 0:
+            for step in dropped & set(self._all_steps()):
+                # Renamed first, so that a run killed meanwhile leaves nothing that looks like a checkpoint.
+                self._path(step).rename(self.directory / f"{step}{TEMPORARY}-removed").rmtree()
+        self._damaged -= dropped
+
+    def _remove_temporaries(self) -> None:
+        for path in self.directory.iterdir() if self.directory.exists() else ():
+            if TEMPORARY in path.name:
+                # What a failed save is still writing cannot be removed; the next start removes it.
+                with contextlib.suppress(OSError):
+                    path.rmtree()
+
+    def _failure(self, error: Exception) -> RunFailed:
+        step, self._saving = self._saving, None
+        # Orbax would raise some errors again at every later call.
+        with contextlib.suppress(Exception):
+            self._writer.close()
+        self._writer = _new_writer()
+        if jax.process_index() == 0:
+            # Half a checkpoint is of no use, and on a full disk its space is.
+            self._remove_temporaries()
+        last = self.latest()
+        good = "there is no earlier one" if last is None else f"the last good checkpoint is {self._path(last)}"
+        return RunFailed(f"checkpoint {step} could not be written to {self.directory}: {reason(error)}; {good}")
+
+
+def content_key(metadata: Mapping[str, Any]) -> str:
+    """Return a hex digest that two checkpoints share exactly if their parameters and their model config are the same.
+
+    Args:
+      metadata: of a checkpoint, as `read_metadata` returns it.
+    """
+    prints = {name: value for name, value in metadata["fingerprint"].items() if name.startswith("params/")}
+    return digest({"params": prints, "model": metadata["config"]["model"]})
+
+
+def _new_writer() -> ocp.AsyncCheckpointer:
+    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+
+
+def _finite(loss: float | None) -> float | None:
+    return float(loss) if loss is not None and math.isfinite(loss) else None
+
+
+def _best(readable: Mapping[int, Mapping[str, Any]]) -> int | None:
+    losses = {step: metadata["metrics"]["validation_loss"] for step, metadata in readable.items()}
+    return min((step for step in losses if losses[step] is not None), key=lambda s: (losses[s], -s), default=None)

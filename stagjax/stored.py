@@ -1,0 +1,152 @@
+"""One checkpoint on disk, read back and compared with the checksums it was saved with."""
+
+import asyncio
+import contextlib
+import errno
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from stagjax.errors import UserError
+from stagjax.fingerprint import describe, digest, fingerprint
+
+
+class DamagedError(Exception):
+    """A checkpoint that cannot be read, or reads other than it was saved."""
+
+
+class _NotOrbax(logging.Filter):
+    """Drops what Orbax logs: its errors reach the user as ours, once, and its warnings are about its own options."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "/orbax/checkpoint/" not in record.pathname
+
+
+logging.getLogger("absl").addFilter(_NotOrbax())
+
+
+class _DrainingLoop(asyncio.SelectorEventLoop):
+    def close(self) -> None:
+        pending = [] if self.is_closed() else asyncio.all_tasks(self)
+        if pending:
+            self.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
+        super().close()
+
+
+class _DrainingPolicy(asyncio.DefaultEventLoopPolicy):
+    """Makes the loop that Orbax asks asyncio for a draining one."""
+
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return _DrainingLoop()
+
+
+@contextlib.contextmanager
+def draining_loops() -> Iterator[None]:
+    """Make the event loops that Orbax starts meanwhile, in any thread, finish their tasks before they close.
+
+    Orbax leaves a loop at the first array that it cannot read or write, with the others in flight, and each of those
+    would print a traceback of its own, some of them much later.
+    """
+    before = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(_DrainingPolicy())
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop_policy(before)
+
+
+def read_metadata(path: epath.Path) -> dict[str, Any]:
+    """Return the metadata of the checkpoint at `path`.
+
+    Raises:
+      DamagedError: it is missing, or not what was saved.
+    """
+    try:
+        metadata = json.loads((path / "metadata" / "metadata").read_text())
+        saved_digest = metadata.pop("digest")
+    except Exception as error:
+        raise DamagedError(f"metadata: {reason(error)}") from error
+    if saved_digest != digest(metadata) or str(metadata["step"]) != path.name:
+        raise DamagedError("metadata: not what was saved")
+    return metadata
+
+
+def read_state(path: epath.Path, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the state, laid out as `abstract_state` (of `jax.ShapeDtypeStruct` with shardings), and its metadata.
+
+    Raises:
+      UserError: the checkpoint holds other arrays than `abstract_state`.
+      DamagedError: it is not what was saved.
+    """
+    metadata = read_metadata(path)
+    saved, wanted = metadata["arrays"], describe(abstract_state)
+    for name in sorted({*saved, *wanted}):
+        if saved.get(name) != wanted.get(name):
+            raise UserError(
+                f"{path} holds {name} as {saved.get(name, 'nothing')}, but this run has it as "
+                f"{wanted.get(name, 'nothing')}; use the config it was trained with, or another --workdir"
+            )
+    return _read_verified(path, abstract_state, metadata), metadata
+
+
+def read_params(path: epath.Path) -> tuple[Any, dict[str, Any]]:
+    """Return the parameters, on the default device, and the metadata; nothing else is read.
+
+    Raises:
+      DamagedError: the parameters are not what was saved.
+    """
+    metadata = read_metadata(path)
+    device = jax.config.jax_default_device or jax.local_devices()[0]
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    with _as_damage():
+        tree = _reader().metadata(path / "state").item_metadata.tree["params"]
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+    return _read_verified(path, {"params": abstract}, metadata)["params"], metadata
+
+
+def reason(error: BaseException) -> str:
+    """Return in a few words what went wrong, for a message of one line."""
+    text = str(error)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EIO):
+        # TensorStore buries the one part that tells what to do behind two temporary file names.
+        if os.strerror(number) in text:
+            return os.strerror(number).lower()
+    first = text.strip().split("\n")[0].split(" [")[0][:160]
+    return f"{type(error).__name__} {first}" if len(first) < 20 else first
+
+
+def _read_verified(path: epath.Path, abstract: Any, metadata: Mapping[str, Any]) -> Any:
+    with _as_damage(), draining_loops():
+        restored = _reader().restore(
+            path / "state",
+            args=ocp.args.PyTreeRestore(
+                item=abstract,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+                partial_restore=True,
+            ),
+        )
+    for name, checksum in fingerprint(restored).items():
+        if metadata["fingerprint"].get(name) != checksum:
+            raise DamagedError(f"{name}: not what was saved")
+    return restored
+
+
+def _reader() -> ocp.Checkpointer:
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+
+
+@contextlib.contextmanager
+def _as_damage() -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        # A full memory says nothing about the file.
+        raise
+    except Exception as error:
+        raise DamagedError(reason(error)) from error

@@ -1,0 +1,156 @@
+import os
+import shutil
+
+import jax.numpy as jnp
+import pytest
+
+from stagjax.errors import RunFailed, UserError
+from tests.test_checkpoint import CONFIG, MANIFEST, abstract, assert_same, make_state, opened, run_script, save_all
+
+
+def test_another_model_is_an_error_and_not_damage(tmp_path):
+    save_all(tmp_path, {10: None, 20: None})
+    checkpoints, warnings = opened(tmp_path)
+    with pytest.raises(UserError, match=r"20 holds .* as float32\[50,8\], but this run has it as float32\[60,8\]"):
+        checkpoints.restore(abstract(make_state(rows=60)))
+    with pytest.raises(UserError, match="holds extra as nothing, but this run has it as int32"):
+        checkpoints.restore(abstract({**make_state(), "extra": jnp.int32(0)}))
+    assert warnings == []
+    assert checkpoints.steps() == [10, 20]
+
+
+def flip_data(path):
+    """Flip a bit in the middle of the file with the arrays: the one that no checksum of OCDBT covers."""
+    file = max((path / "state").rglob("d/*"), key=lambda file: file.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def truncate(path):
+    for file in (path / "state").rglob("d/*"):
+        os.truncate(file, file.stat().st_size // 2)
+
+
+def empty(path):
+    shutil.rmtree(path)
+    path.mkdir()
+
+
+def edit_metadata(path):
+    file = path / "metadata" / "metadata"
+    file.write_text(file.read_text().replace('"model_dim": 8', '"model_dim": 9'))
+
+
+def swap_values(path):
+    """Put the arrays of another checkpoint, in themselves whole, below this one's metadata."""
+    shutil.rmtree(path / "state")
+    shutil.copytree(path.parent / "10" / "state", path / "state")
+
+
+DAMAGE = {
+    "no arrays": lambda path: shutil.rmtree(path / "state"),
+    "no array data": lambda path: [file.unlink() for file in (path / "state").rglob("d/*")],
+    "no manifest": lambda path: (path / "state" / "manifest.ocdbt").unlink(),
+    "no tree": lambda path: (path / "state" / "_METADATA").unlink(),
+    "truncated": truncate,
+    "flipped bit": flip_data,
+    "empty directory": empty,
+    "a file": lambda path: (shutil.rmtree(path), path.write_text("")),
+    "no metadata": lambda path: shutil.rmtree(path / "metadata"),
+    "garbage metadata": lambda path: (path / "metadata" / "metadata").write_bytes(b"\x00\xff{"),
+    "metadata of another type": lambda path: (path / "metadata" / "metadata").write_text("[1]"),
+    "edited metadata": edit_metadata,
+    "other values": swap_values,
+}
+
+
+@pytest.fixture(scope="module")
+def two_saved(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("two")
+    save_all(workdir, {10: 2.0, 20: 1.0})
+    return workdir
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_named_skipped_and_repaired(two_saved, tmp_path, damage, capfd):
+    workdir = tmp_path / "run"
+    shutil.copytree(two_saved, workdir)
+    DAMAGE[damage](workdir / "checkpoints" / "20")
+    checkpoints, warnings = opened(workdir, keep_last=1)
+
+    state, metadata = checkpoints.restore(abstract(make_state()))
+    assert_same(state, make_state(10))
+    assert metadata["step"] == checkpoints.latest() == checkpoints.best() == 10
+    assert len(warnings) == 1
+    assert f"{workdir}/checkpoints/20 is damaged (" in warnings[0]
+    with pytest.raises(RunFailed, match=r"checkpoints/20 is damaged \(.*choose another step"):
+        checkpoints.restore(abstract(make_state()), step=20)
+
+    # Neither takes a place among the newest nor is removed before training has passed it.
+    checkpoints.save(15, make_state(15), CONFIG, MANIFEST, 3.0)
+    checkpoints.wait()
+    assert checkpoints.steps() == [10, 15]
+    assert (workdir / "checkpoints" / "20").exists()
+    checkpoints.save(20, make_state(21), CONFIG, MANIFEST, 1.5)
+    checkpoints.close()
+
+    again, warnings = opened(workdir)
+    state, _ = again.restore(abstract(make_state()))
+    assert_same(state, make_state(21))
+    assert warnings == []
+    assert again.steps() == [20]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_damaged_checkpoint_that_training_has_passed_is_removed(tmp_path):
+    save_all(tmp_path, {10: 2.0, 20: 1.0})
+    flip_data(tmp_path / "checkpoints" / "20")
+    checkpoints, _ = opened(tmp_path)
+    checkpoints.restore(abstract(make_state()))
+    checkpoints.save(25, make_state(25), CONFIG, MANIFEST, None)
+    checkpoints.close()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10", "25"]
+
+
+def test_damaged_params(tmp_path):
+    save_all(tmp_path, {10: 2.0, 20: 1.0})
+    flip_data(tmp_path / "checkpoints" / "20")
+    checkpoints, warnings = opened(tmp_path, read_only=True)
+    # Which array the bit belongs to depends on the order of writing: params, or the rest, which is not read here.
+    params, metadata = checkpoints.restore_params()
+    assert_same(params, make_state(metadata["step"])["params"])
+    assert len(warnings) == (metadata["step"] == 10)
+    empty(tmp_path / "checkpoints" / "20")
+    assert opened(tmp_path)[0].restore_params("best")[1]["step"] == 10
+
+
+def test_all_damaged(tmp_path):
+    save_all(tmp_path, {10: 2.0, 20: 1.0})
+    for step in ("10", "20"):
+        truncate(tmp_path / "checkpoints" / step)
+    checkpoints, warnings = opened(tmp_path)
+    with pytest.raises(RunFailed, match=r"checkpoints/20 is damaged \(.*checkpoints/10 is damaged \("):
+        checkpoints.restore(abstract(make_state()))
+    assert len(warnings) == 2
+
+
+SKIPPING = """
+import sys
+from stagjax.checkpoint import Checkpoints
+from tests.test_checkpoint import abstract, make_state
+Checkpoints(sys.argv[1], 1).restore(abstract(make_state()))
+"""
+
+
+def test_damage_is_one_line_for_the_user_until_the_process_ends(tmp_path):
+    """Orbax's own tracebacks come from threads and destructors, some of them at exit."""
+    save_all(tmp_path, {10: 1.0, 20: 1.0, 30: 1.0})
+    DAMAGE["no manifest"](tmp_path / "checkpoints" / "20")
+    DAMAGE["no array data"](tmp_path / "checkpoints" / "30")
+    out, err = run_script(SKIPPING, tmp_path).communicate()
+    assert out == ""
+    assert [line.split(" is damaged (")[0] for line in err.splitlines()] == [
+        f"{tmp_path}/checkpoints/30",
+        f"{tmp_path}/checkpoints/20",
+    ]

@@ -1,0 +1,1 @@
+"""Decoding: prefill, then steps in which all stacks run at the same time."""

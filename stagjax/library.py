@@ -1,0 +1,118 @@
+"""stagjax as a library: `lm = stagjax.load(workdir)`, then `lm.generate(...)`."""
+
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+
+from stagjax.checkpoint import Checkpoints
+from stagjax.config import Config
+from stagjax.data.vocabulary import Vocabulary, load_vocabulary
+from stagjax.decoding.generation import Generation, generate
+from stagjax.decoding.loop import MAX_CHUNK, Decoder
+from stagjax.decoding.placement import PARALLEL, RECURRENT, check_mode
+from stagjax.decoding.reference import SequentialDecoder
+from stagjax.decoding.sampling import Sampling
+from stagjax.errors import UserError, unknown
+from stagjax.model.stagformer import Params
+from stagjax.workdir import VOCABULARY
+
+SEQUENTIAL = "sequential"
+
+
+class LanguageModel:
+    """A trained model with its vocabulary.
+
+    Attributes:
+      config: the whole experiment.
+      params: as the checkpoint holds them, float32.
+      vocabulary: between text and ids.
+      step: training step of the checkpoint.
+    """
+
+    def __init__(self, config: Config, params: Params, vocabulary: Vocabulary, step: int):
+        self.config, self.params, self.vocabulary, self.step = config, params, vocabulary, step
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        max_new_tokens: int = 128,
+        *,
+        decoding: str = PARALLEL,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        on_text: Callable[[int, str], None] | None = None,
+        chunk: int = MAX_CHUNK,
+    ) -> list[Generation]:
+        """Continue prompts, all in one batch.
+
+        Args:
+          prompts: one text or several.
+          max_new_tokens: at most this many for each.
+          decoding: "parallel" (all stacks at once), "sequential" (the slow reference) or "recurrent" (shared weights).
+          temperature: 0 is greedy.
+          top_k: keep the k most probable tokens.
+          top_p: keep the most probable tokens that sum to p.
+          seed: of the sampling noise.
+          stop: strings that end a row.
+          on_text: called with (row, text) as text becomes final.
+          chunk: tokens a compiled call, at most 32.
+
+        Returns:
+          One `Generation` (text, ids, log-probabilities, stop reason) a prompt, in order.
+
+        Raises:
+          UserError: a prompt that is too long, values out of range, or a mode that the model cannot be decoded in.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        return generate(
+            self.config.model,
+            self._decoder(decoding),
+            self.vocabulary,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            sampling=Sampling(temperature, top_k, top_p),
+            seed=seed,
+            stop=stop,
+            on_text=on_text,
+            chunk=chunk,
+        )
+
+    @functools.cache  # noqa: B019 (a model lives as long as its decoders)
+    def _decoder(self, decoding: str) -> Decoder | SequentialDecoder:
+        if decoding not in (PARALLEL, SEQUENTIAL, RECURRENT):
+            raise unknown("decoding", decoding, (PARALLEL, SEQUENTIAL, RECURRENT))
+        check_mode(self.config.model, decoding)
+        if decoding == SEQUENTIAL:
+            return SequentialDecoder(self.config.model, self.params, self.vocabulary.size)
+        return Decoder(self.config.model, self.params, decoding, self.vocabulary.size)
+
+
+def load(workdir: str | pathlib.Path, checkpoint: str | int | None = None) -> LanguageModel:
+    """Load a trained model.
+
+    Args:
+      workdir: of `stagjax train`.
+      checkpoint: "best" (lowest validation loss), "latest", or a step; None is the best, or the latest if no
+        checkpoint was validated.
+
+    Raises:
+      UserError: no checkpoint there, no such step, or a vocabulary that cannot be read or is not the one trained with.
+    """
+    workdir = pathlib.Path(workdir)
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(f"{str(workdir)!r} holds no checkpoints; give the --workdir of a stagjax train run")
+    checkpoints = Checkpoints(workdir, keep_last=1, read_only=True)
+    params, metadata = checkpoints.restore_params(checkpoints.best() if checkpoint is None else checkpoint)
+    config = Config.from_dict(metadata["config"])
+    own = workdir / VOCABULARY
+    vocabulary = load_vocabulary(str(own) if own.exists() else config.data.vocabulary)
+    trained_with = metadata["manifest"]["vocabulary_fingerprint"]
+    if vocabulary.fingerprint != trained_with:
+        raise UserError(
+            f"data.vocabulary={config.data.vocabulary!r} is not the file that the model was trained with: "
+            f"its hash is {vocabulary.fingerprint[:12]}, not {trained_with[:12]}; put the original back"
+        )
+    return LanguageModel(config, params, vocabulary, metadata["step"])

@@ -1,0 +1,1 @@
+"""Training: optimizer, state, the step, and the loop around it."""

@@ -1,0 +1,222 @@
+"""The training loop: one run from its first or last saved step to its end, in a directory of its own."""
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from stagjax import workdir as workdirs
+from stagjax.checkpoint import Checkpoints
+from stagjax.config import Config
+from stagjax.data.corpus import Corpus, load_corpus
+from stagjax.data.loader import RowLoader, validation_batches
+from stagjax.errors import RunFailed
+from stagjax.model.accounting import peak_flops, training_flops
+from stagjax.reporting.metrics import MetricWriter
+from stagjax.reporting.progress import Progress
+from stagjax.training.interrupts import Interrupts
+from stagjax.training.state import TrainState, abstract_state, create_state
+from stagjax.training.step import bits_per_byte, make_train_step, make_validation_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """How a run ended.
+
+    Attributes:
+      step: the last step, saved.
+      validation: "loss" (nats per token) and "bits_per_byte" at that step; empty if the run had ended before.
+      tokens_per_second: median over the logged intervals of this process, None if there was none.
+      compile_seconds: spent on compiling (or reading a compiled program back).
+    """
+
+    step: int
+    validation: dict[str, float]
+    tokens_per_second: float | None
+    compile_seconds: float
+
+
+def train(config: Config, workdir: pathlib.Path) -> Summary:
+    """Train `config` in `workdir`, going on from the newest checkpoint that is whole.
+
+    Raises:
+      UserError: data, vocabulary or workdir that cannot be used.
+      RunFailed: a loss that is not finite, a full disk; the last good checkpoint is named.
+      Preempted: SIGTERM; the state is saved.
+      KeyboardInterrupt: Ctrl-C; the state is saved.
+    """
+    with workdirs.owned(workdir), Interrupts() as interrupts:
+        workdirs.check_config(workdir, config)
+        corpus = load_corpus(config.data, config.model.vocab_size)
+        workdirs.claim(workdir, config, corpus.manifest)
+        checkpoints = Checkpoints(workdir, config.training.keep_last)
+        try:
+            restored = checkpoints.restore(abstract_state(config))
+            start = restored[1]["step"] if restored else 0
+            with (
+                MetricWriter(workdir, resume_step=start) as writer,
+                Progress(config.training.steps, start, unit="tokens") as progress,
+            ):
+                for line in corpus.report():
+                    progress.note(line)
+                run = _Run(config, corpus, checkpoints, writer, progress, interrupts)
+                return run.go(restored[0] if restored else None, start)
+        finally:
+            checkpoints.close()
+
+
+class _Run:
+    """What the parts of the loop share; `go` is the way of a batch."""
+
+    def __init__(
+        self,
+        config: Config,
+        corpus: Corpus,
+        checkpoints: Checkpoints,
+        writer: MetricWriter,
+        progress: Progress,
+        interrupts: Interrupts,
+    ):
+        self.config, self.corpus, self.checkpoints = config, corpus, checkpoints
+        self.writer, self.progress, self.interrupts = writer, progress, interrupts
+        self.byte_lengths_V = np.zeros(config.model.vocab_size, np.float32)
+        self.byte_lengths_V[: corpus.vocabulary.size] = corpus.vocabulary.byte_lengths
+        self.loader = RowLoader(corpus.train, config.training.global_batch, config.training.seed)
+        peak = peak_flops(jax.devices()[0])
+        self.flops_share = peak and training_flops(config.model, config.data.row_length) / peak
+        self.speeds: list[float] = []
+        self.compile_seconds = 0.0
+
+    def go(self, state: TrainState | None, step: int) -> Summary:
+        """Run from `state`, that of `step`, to the last step."""
+        training = self.config.training
+        if step:
+            self.progress.note(f"going on from step {step}")
+        if step >= training.steps:
+            self.progress.note(f"step {training.steps} is the last one: there is nothing left to train")
+            return Summary(step, {}, None, 0.0)
+        state = self._compile(state)
+        validation: dict[str, float] = {}
+        pending = None
+        self.clock = _Clock()
+        while step < training.steps and not self.interrupts.caught:
+            state, metrics = self.train_step(state, self.loader.batch(step), self.byte_lengths_V)
+            step += 1
+            # The step before has ended by now or soon will, and this one is queued: reading does not stall the device.
+            self._settle(pending)
+            pending = (step, metrics)
+            save = step % training.checkpoint_every == 0 or step == training.steps
+            if save or step % training.validate_every == 0:
+                self._settle(pending)
+                pending = None
+                with self.clock.paused():
+                    validation = self._validate(state["params"], step)
+                    if save:
+                        self._save(state, step, validation["loss"])
+        self._settle(pending)
+        if step < training.steps:
+            self._save(state, step, None)
+            self.checkpoints.wait()
+            raise self.interrupts.error(step)
+        self.progress.phase("saving")
+        self.checkpoints.wait()
+        speed = float(np.median(self.speeds)) if self.speeds else None
+        return Summary(step, validation, speed, self.compile_seconds)
+
+    def _compile(self, state: TrainState | None) -> TrainState:
+        self.progress.phase("compiling")
+        begun = time.perf_counter()
+        if state is None:
+            state = create_state(self.config)
+        batch = self.loader.batch(0)
+        self.train_step = (
+            jax.jit(make_train_step(self.config), donate_argnums=0).lower(state, batch, self.byte_lengths_V).compile()
+        )
+        batch = next(self._validation_batches())
+        self.validation_step = (
+            jax.jit(make_validation_step(self.config)).lower(state["params"], batch, self.byte_lengths_V).compile()
+        )
+        self.compile_seconds = time.perf_counter() - begun
+        self.writer.write(int(state["step"]), {"compile/seconds": self.compile_seconds})
+        self.progress.note(f"compiled in {self.compile_seconds:.1f} s")
+        self.progress.phase("training")
+        return state
+
+    def _settle(self, pending: tuple[int, dict[str, jax.Array]] | None) -> None:
+        """Read a step's metrics, stop the run if they are not finite, and log them where that is due."""
+        if pending is None:
+            return
+        step, metrics = pending[0], {name: float(value) for name, value in pending[1].items()}
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"])):
+            last = self.checkpoints.latest()
+            good = "there is no checkpoint yet" if last is None else f"the last good checkpoint is step {last}"
+            raise RunFailed(
+                f"step {step}: loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}; {good}. "
+                "Nothing of this step was saved; a lower training.learning_rate in a new --workdir is the usual remedy"
+            )
+        self.clock.tokens += metrics.pop("tokens")
+        if step % self.config.training.log_every == 0 or step == self.config.training.steps:
+            metrics["tokens_per_second"] = self.clock.speed()
+            self.speeds.append(metrics["tokens_per_second"])
+            if self.flops_share:
+                metrics["mfu"] = metrics["tokens_per_second"] * self.flops_share
+            self.writer.write(step, {f"train/{name}": value for name, value in metrics.items()})
+            self.progress.update(
+                step,
+                loss=metrics["loss"],
+                bits_per_byte=metrics["bits_per_byte"],
+                tokens_per_second=metrics["tokens_per_second"],
+            )
+
+    def _validate(self, params: Any, step: int) -> dict[str, float]:
+        self.progress.phase("validating")
+        sums = {"nats": 0.0, "tokens": 0.0, "bytes": 0.0}
+        for batch in self._validation_batches():
+            for name, value in self.validation_step(params, batch, self.byte_lengths_V).items():
+                sums[name] += float(value)
+        result = {
+            "loss": sums["nats"] / sums["tokens"],
+            "bits_per_byte": float(bits_per_byte(sums["nats"], sums["bytes"])),
+        }
+        self.writer.write(step, {f"validation/{name}": value for name, value in result.items()})
+        self.progress.note(
+            f"step {step}: validation loss {result['loss']:.4f}, {result['bits_per_byte']:.4f} bits per byte"
+        )
+        self.progress.phase("training")
+        return result
+
+    def _validation_batches(self) -> Iterator[dict[str, np.ndarray]]:
+        training = self.config.training
+        rows = training.global_batch // training.accumulation
+        return validation_batches(self.corpus.validation, rows, training.validation_rows)
+
+    def _save(self, state: TrainState, step: int, validation_loss: float | None) -> None:
+        self.checkpoints.save(step, state, self.config.to_dict(), self.corpus.manifest.to_dict(), validation_loss)
+
+
+class _Clock:
+    """Tokens per second of training alone: validation and saving are paused out."""
+
+    def __init__(self):
+        self.tokens = 0.0
+        self._since = time.perf_counter()
+
+    def speed(self) -> float:
+        """Return tokens per second since the last call, and begin anew."""
+        now = time.perf_counter()
+        speed = self.tokens / max(now - self._since, 1e-9)
+        self.tokens, self._since = 0.0, now
+        return speed
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time spent inside."""
+        begun = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - begun

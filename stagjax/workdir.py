@@ -1,0 +1,96 @@
+"""A run's directory: whose it is, what it was started with, and that only one process writes to it."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+from stagjax.config import Config, config_differences, from_json, to_json
+from stagjax.data.manifest import Manifest, differences
+from stagjax.errors import RunFailed, UserError
+
+CONFIG, MANIFEST, VOCABULARY = "config.json", "manifest.json", "vocabulary.model"
+
+
+@contextlib.contextmanager
+def owned(workdir: pathlib.Path) -> Iterator[None]:
+    """Hold the workdir for this process; create it where it is missing.
+
+    Raises:
+      UserError: it cannot be created, belongs to something else, or another process is training in it.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        foreign = not (workdir / CONFIG).exists() and any(not entry.name.startswith(".") for entry in workdir.iterdir())
+        if foreign:
+            raise UserError(
+                f"--workdir={workdir} is not empty and was not made by stagjax train; give a new or an empty directory"
+            )
+        lock = open(workdir / ".lock", "w")
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}; give another directory") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"--workdir={workdir} is in use by another process; wait for it or end it") from error
+        yield
+
+
+def check_config(workdir: pathlib.Path, config: Config) -> None:
+    """Raise `UserError` where the workdir's run was started with another config, listing the fields that differ."""
+    stored = _read(workdir / CONFIG)
+    if stored is not None:
+        _refuse(workdir, config_differences(from_json(stored), config))
+
+
+def claim(workdir: pathlib.Path, config: Config, manifest: Manifest) -> None:
+    """Store config, data manifest and vocabulary in a new workdir; compare them with an old one's.
+
+    A resumed run stores its config anew: the fields that may change have changed.
+
+    Raises:
+      UserError: the data are not those that the run was started with; the differing fields are listed.
+      RunFailed: the disk is full.
+    """
+    stored = _read(workdir / MANIFEST)
+    if stored is not None:
+        _refuse(workdir, differences(Manifest.from_dict(json.loads(stored)), manifest))
+    try:
+        if config.data.vocabulary != "bytes" and not (workdir / VOCABULARY).exists():
+            partial = workdir / (VOCABULARY + ".partial")
+            shutil.copyfile(config.data.vocabulary, partial)
+            os.replace(partial, workdir / VOCABULARY)
+        write_text(workdir / MANIFEST, json.dumps(manifest.to_dict(), indent=2, sort_keys=True))
+        # Last: its presence says that the workdir is whole.
+        write_text(workdir / CONFIG, to_json(config))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise
+        raise RunFailed(f"cannot write to {workdir}: {error.strerror}; free some space and start again") from error
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Write a file whole or not at all: a temporary name, then a rename."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _read(path: pathlib.Path) -> str | None:
+    return path.read_text() if path.exists() else None
+
+
+def _refuse(workdir: pathlib.Path, lines: list[str]) -> None:
+    if lines:
+        raise UserError(
+            f"--workdir={workdir} holds a run of another experiment; {len(lines)} differing: {'; '.join(lines)}; "
+            "use a new --workdir, or the stored values"
+        )

@@ -1,0 +1,128 @@
+"""Pictures: loss curves, and who works on which token when."""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from stagjax.config import ModelConfig
+from stagjax.errors import UserError
+
+COLOURS = ("#3b6fb6", "#d1762b", "#3c9d6b", "#9a5fb0", "#b5443f", "#6b7280")
+
+
+class Work(NamedTuple):
+    """One stack's work on one token; times are in layers run one after the other."""
+
+    stack: int
+    token: int
+    start: int
+    end: int
+
+
+def schedule(config: ModelConfig, tokens: int) -> list[Work]:
+    """Return when each stack works on each of `tokens` tokens while decoding, each stack on devices of its own.
+
+    With a lag of 1 or more all stacks of a step run at once; without staggering (lag 0) each waits for the one below.
+    """
+    L, P = config.layers_per_stack, config.num_stacks
+    work = []
+    for token in range(tokens):
+        for s in range(P):
+            start = (token * P + s) * L if config.lag == 0 else token * L
+            work.append(Work(s, token, start, start + L))
+    return work
+
+
+def plot_schedule(models: Mapping[str, ModelConfig], path: pathlib.Path, tokens: int = 4) -> None:
+    """Draw the schedules of some models above one time axis, with the handoffs between their stacks."""
+    with _figure(path, width=9.5, height=1.0 + sum(0.55 * model.num_stacks + 0.75 for model in models.values())) as (
+        figure,
+        plt,
+    ):
+        heights = [model.num_stacks + 0.6 for model in models.values()]
+        all_axes = figure.subplots(len(models), 1, sharex=True, gridspec_kw={"height_ratios": heights}, squeeze=False)
+        for (name, model), axes in zip(models.items(), all_axes[:, 0], strict=True):
+            _draw_lanes(axes, model, tokens)
+            layers = model.num_stacks * model.layers_per_stack if model.lag == 0 else model.layers_per_stack
+            axes.set_title(f"{name}: a token every {layers} layers", loc="left", fontsize=10)
+        axes.set_xlabel("time, in layers run one after the other")
+        axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+
+
+def _draw_lanes(axes: Any, model: ModelConfig, tokens: int) -> None:
+    from matplotlib import colors
+
+    done = schedule(model, tokens)
+    for work in done:
+        colour = COLOURS[work.token % len(COLOURS)]
+        axes.barh(work.stack, work.end - work.start, left=work.start, height=0.72, color=colour, edgecolor="white")
+        dark = sum(colors.to_rgb(colour)) < 1.9
+        axes.text(
+            (work.start + work.end) / 2,
+            work.stack,
+            f"token {work.token}",
+            ha="center",
+            va="center",
+            fontsize=8.5,
+            color="white" if dark else "black",
+        )
+        reader = next((r for r in done if r.stack == work.stack + 1 and r.token == work.token + model.lag), None)
+        if reader:
+            axes.annotate(
+                "",
+                xy=(reader.start + 0.12, reader.stack - 0.3),
+                xytext=(work.end - 0.12, work.stack + 0.3),
+                arrowprops={"arrowstyle": "->", "color": "black", "lw": 1.1},
+            )
+    axes.set_yticks(range(model.num_stacks), [f"stack {s}" for s in range(model.num_stacks)])
+    axes.set_ylim(model.num_stacks - 0.45, -0.55)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(left=False)
+
+
+def plot_losses(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: pathlib.Path) -> None:
+    """Draw training (thin) and validation (bold) bits per byte of some runs over their steps.
+
+    Args:
+      runs: name to the run's metric lines, as `metrics.read_metrics` returns them.
+      path: PNG to write.
+    """
+    with _figure(path, width=7.5, height=4.6) as (figure, _):
+        axes = figure.subplots()
+        for (name, lines), colour in zip(runs.items(), COLOURS * len(runs), strict=False):
+            for metric, style in (
+                ("train/bits_per_byte", {"lw": 0.8, "alpha": 0.45}),
+                ("validation/bits_per_byte", {"lw": 2, "marker": "o", "ms": 4, "label": name}),
+            ):
+                points = [(line["step"], line[metric]) for line in lines if line.get(metric) is not None]
+                if points:
+                    axes.plot(*zip(*points, strict=True), color=colour, **style)
+        axes.set_xlabel("step")
+        axes.set_ylabel("bits per byte (thin: training, bold: validation)")
+        axes.legend(frameon=False)
+        axes.grid(alpha=0.25)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+
+
+@contextlib.contextmanager
+def _figure(path: pathlib.Path, width: float, height: float) -> Iterator[tuple[Any, Any]]:
+    """Yield a figure that is written to `path`, whole or not at all, when the block ends."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError("pictures need matplotlib; install it with: pip install 'stagjax[plots]'") from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure = plt.figure(figsize=(width, height), layout="constrained", dpi=130)
+    try:
+        yield figure, plt
+        partial = path.with_name(path.name + ".partial")
+        figure.savefig(partial, format="png")
+        os.replace(partial, path)
+    finally:
+        plt.close(figure)

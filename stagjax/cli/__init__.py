@@ -1,0 +1,107 @@
+"""The command line: one module a command, loaded when that command runs, so that `--help` answers at once."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from stagjax import __version__
+from stagjax.errors import Preempted, RunFailed, UserError
+
+COMMANDS = {
+    "info": "what an experiment costs: parameters, FLOPs, cache, memory",
+    "train": "train an experiment, or go on with one that was stopped",
+    "generate": "continue prompts with a trained model",
+    "data": "prepare data and vocabularies",
+    "demo": "train four small models and compare them in one table",
+}
+
+EPILOG = """\
+a first run, on any machine:
+  stagjax train --config=experiments/stdlib.py:separate_2x3,runlocal --workdir=runs/first
+  stagjax generate --workdir=runs/first --prompt="def main("
+
+exit status:
+  0 done   2 bad input   3 the run failed, the last good checkpoint is named
+  75 preempted and saved, start it again   130 Ctrl-C, saved
+"""
+
+
+def build_parser(command: str | None) -> argparse.ArgumentParser:
+    """Return the parser; only `command`'s module, if any, is imported for its arguments."""
+    parser = argparse.ArgumentParser(
+        prog="stagjax",
+        description="Train, evaluate and benchmark StagFormer: a Transformer whose layer stacks decode in parallel.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"stagjax {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        subparser = subparsers.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        if name == command:
+            module = importlib.import_module(f"stagjax.cli.{name}")
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; every expected failure is one line on stderr."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    command = next((word for word in argv if not word.startswith("-")), None)
+    args, rest = build_parser(command).parse_known_args(argv)
+    try:
+        args.overrides = _overrides(rest)
+        return args.run(args) or 0
+    except UserError as error:
+        return _fail(2, error)
+    except RunFailed as error:
+        return _fail(3, error)
+    except Preempted as error:
+        return _fail(75, error)
+    except KeyboardInterrupt as error:
+        return _fail(130, error if error.args else "interrupted")
+    except BrokenPipeError:
+        # The reader of our output (head, a closed pager) has gone: nothing is wrong and nothing is left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def add_config_argument(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Add `--config`; its fields are overridden by `--config.section.field=value` anywhere on the line."""
+    parser.add_argument(
+        "--config",
+        required=required,
+        metavar="FILE:VARIANT",
+        help="experiment, e.g. experiments/stdlib.py:separate_2x3; add ',runlocal' for a tiny version; "
+        "--config.section.field=VALUE changes a field, e.g. --config.training.learning_rate=3e-4",
+    )
+
+
+def refuse_overrides(args: argparse.Namespace) -> None:
+    """Raise `UserError` if config fields were given to a command that reads no experiment."""
+    if args.overrides:
+        raise UserError(f"--config.{args.overrides[0]} has no meaning here: the workdir holds the config")
+
+
+def _overrides(rest: Sequence[str]) -> list[str]:
+    overrides = []
+    for word in rest:
+        if not word.startswith("--config.") or "=" not in word:
+            raise UserError(f"unknown argument {word!r}; fields are set by --config.section.field=value, see --help")
+        overrides.append(word.removeprefix("--config."))
+    return overrides
+
+
+def _fail(status: int, error: BaseException | str) -> int:
+    print(f"stagjax: {error}", file=sys.stderr)
+    return status

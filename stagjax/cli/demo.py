@@ -1,0 +1,149 @@
+"""`stagjax demo`: train four small models alike, and compare what they cost and what they learn."""
+
+import argparse
+import pathlib
+import statistics
+import time
+from typing import Any
+
+VARIANTS = ("baseline_3", "baseline_6", "shared_2x3", "separate_2x3")
+PROMPT = "def "
+NEW_TOKENS = 192
+
+EPILOG = """\
+Trains a baseline of h layers, one of 2h, and two StagFormers of 2 stacks of h layers (shared and separate weights) on
+Python's standard library, with the same data and steps; then decodes with each. Writes into --workdir:
+  results.json   every figure of the table          samples.txt   a continuation by each model
+  losses.png     the learning curves                schedule.png  which stack works on which token when
+A demo that was interrupted goes on where it stopped.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.epilog = EPILOG
+    parser.add_argument(
+        "--config", default="experiments/stdlib.py", metavar="FILE", help="experiment file, default: %(default)s"
+    )
+    parser.add_argument("--workdir", default="demo", type=pathlib.Path, metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=150, help="of training for each model, default: %(default)s")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train, decode, and write the table and the pictures."""
+    from stagjax.cli import refuse_overrides
+    from stagjax.config import load_config
+
+    refuse_overrides(args)
+    overrides = [
+        f"training.steps={args.steps}",
+        f"training.warmup_steps={min(20, args.steps)}",
+        f"training.validate_every={max(args.steps // 5, 1)}",
+        f"training.checkpoint_every={max(args.steps // 2, 1)}",
+    ]
+    configs = {name: load_config(f"{args.config}:{name}", overrides) for name in VARIANTS}
+
+    import rich.console
+
+    from stagjax.distributed import start_up
+    from stagjax.reporting.files import write_json, write_text
+    from stagjax.reporting.metrics import read_metrics
+    from stagjax.reporting.plots import plot_losses, plot_schedule
+    from stagjax.reporting.tables import demo_table
+    from stagjax.training.loop import train
+
+    start_up()
+    begun = time.perf_counter()
+    rows, samples = [], []
+    console = rich.console.Console()
+    for name, config in configs.items():
+        console.rule(f"{name}: {args.steps} steps")
+        train(config, args.workdir / name)
+        measured, texts = _decode(name, config, args.workdir / name)
+        rows += measured
+        samples += texts
+    plot_losses({name: read_metrics(args.workdir / name) for name in configs}, args.workdir / "losses.png")
+    shown = {
+        "baseline of 6 layers": configs["baseline_6"].model,
+        "StagFormer, 2 stacks of 3 layers": configs["separate_2x3"].model,
+    }
+    plot_schedule(shown, args.workdir / "schedule.png")
+    write_text(args.workdir / "samples.txt", "\n\n".join(samples) + "\n")
+    write_json(args.workdir / "results.json", {"steps": args.steps, "rows": rows, **_machine()})
+    console.print(demo_table(rows, args.steps))
+    console.print(
+        f"all of it in {time.perf_counter() - begun:.0f} s; pictures, samples and results.json are in {args.workdir}",
+        highlight=False,
+    )
+
+
+def _decode(name: str, config: Any, workdir: pathlib.Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return a row of figures for each way to decode a trained model, and a sample of each."""
+    from stagjax.decoding.placement import PARALLEL, RECURRENT, can_recur
+    from stagjax.library import load
+    from stagjax.model.accounting import count_parameters
+    from stagjax.reporting.metrics import read_metrics
+
+    lines = read_metrics(workdir)
+    lm = load(workdir, "latest")
+    rows, samples = [], []
+    for mode in (PARALLEL, RECURRENT) if can_recur(config.model) else (PARALLEL,):
+        (sample,) = lm.generate(PROMPT, NEW_TOKENS, decoding=mode, temperature=0.7, top_p=0.9, seed=1)
+        # Recurrent decoding has no teacher-forced loss: its row says what it costs and shows its own sample.
+        trained = mode == PARALLEL
+        rows.append(
+            {
+                "model": name if trained else f"{name}, recurrent decoding",
+                "parameters": count_parameters(config.model).total if trained else None,
+                "training_tokens_per_second": _last(lines, "train/tokens_per_second", all_of=True) if trained else None,
+                "validation_bits_per_byte": _last(lines, "validation/bits_per_byte") if trained else None,
+                "decode_ms_per_token": _milliseconds_per_token(lm, mode),
+            }
+        )
+        samples.append(f"--- {rows[-1]['model']}\n{sample.prompt}{sample.text}")
+    return rows, samples
+
+
+def _milliseconds_per_token(lm: Any, mode: str) -> float:
+    """Return the median over five calls of the time between the first token and the last, a token."""
+    import numpy as np
+
+    from stagjax.data.vocabulary import BOS
+    from stagjax.decoding.generation import row_keys
+    from stagjax.decoding.loop import Decoder
+    from stagjax.decoding.sampling import Sampling
+
+    decoder = Decoder(lm.config.model, lm.params, mode, lm.vocabulary.size)
+    prompt = [BOS, *lm.vocabulary.encode(PROMPT)]
+    tokens_BT, starts_B = np.asarray([prompt], np.int32), np.zeros(1, np.int32)
+    figures = []
+    for _ in range(6):
+        chunks = decoder.chunks(tokens_BT, starts_B, NEW_TOKENS, Sampling(), row_keys([prompt], 0), None)
+        next(chunks)
+        begun = time.perf_counter()
+        drawn = sum(len(chunk.tokens_nB) for chunk in chunks)
+        figures.append(1e3 * (time.perf_counter() - begun) / drawn)
+    return statistics.median(figures[1:])  # the first call compiles
+
+
+def _last(lines: list[dict[str, Any]], metric: str, all_of: bool = False) -> float | None:
+    """Return a metric's last value, or the median of all."""
+    values = [line[metric] for line in lines if line.get(metric) is not None]
+    if not values:
+        return None
+    return statistics.median(values) if all_of else values[-1]
+
+
+def _machine() -> dict[str, Any]:
+    import os
+    import platform
+
+    import jax
+
+    return {
+        "device": jax.devices()[0].device_kind,
+        "cores": len(os.sched_getaffinity(0)),
+        "processor": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+    }

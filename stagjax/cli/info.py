@@ -1,0 +1,72 @@
+"""`stagjax info`: what an experiment costs, from its shape alone."""
+
+import argparse
+import pathlib
+from typing import Any
+
+from stagjax.cli import add_config_argument
+
+EPILOG = """\
+examples:
+  stagjax info --config=experiments/pile.py:separate_2x18
+  stagjax info --config=experiments/stdlib.py:shared_2x3 --context=1024 --batch=8 --json=info.json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.epilog = EPILOG
+    add_config_argument(parser)
+    parser.add_argument("--context", type=int, metavar="T", help="slots of the caches, default: data.row_length")
+    parser.add_argument("--batch", type=int, default=1, metavar="B", help="rows decoded at once, default: %(default)s")
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the same figures to FILE")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the costs as a table, and write them where asked."""
+    from stagjax.config import load_config
+    from stagjax.errors import UserError
+
+    config = load_config(args.config, args.overrides)
+    context = args.context or config.data.row_length
+    if not 1 <= context <= config.model.max_length:
+        raise UserError(f"--context={context} is outside 1..{config.model.max_length}, model.max_length")
+    if args.batch < 1:
+        raise UserError(f"--batch={args.batch} is below 1; use 1 or more")
+
+    import rich.console
+
+    from stagjax.reporting.files import write_json
+    from stagjax.reporting.tables import costs_table
+
+    figures = costs(config, context, args.batch)
+    rich.console.Console().print(costs_table(args.config, figures))
+    if args.json:
+        write_json(args.json, figures)
+
+
+def costs(config: Any, context: int, batch: int) -> dict[str, Any]:
+    """Return every figure of the table: counts, FLOPs per token, bytes."""
+    from stagjax.decoding.placement import can_recur
+    from stagjax.model import accounting
+
+    model = config.model
+    figures = {
+        "context": context,
+        "batch": batch,
+        "parameters": accounting.count_parameters(model)._asdict(),
+        "flops_per_token": {
+            "training": accounting.training_flops(model, config.data.row_length),
+            "decoding": accounting.decode_flops(model, context),
+        },
+        "cache_bytes": {name: batch * size for name, size in accounting.cache_bytes(model, context).items()},
+        "training_bytes_estimate": accounting.training_memory(config),
+    }
+    if can_recur(model):
+        figures["flops_per_token"]["recurrent_decoding"] = accounting.decode_flops(model, context, recurrent=True)
+        recurrent = accounting.cache_bytes(model, context, recurrent=True)
+        figures["recurrent_cache_bytes"] = {name: batch * size for name, size in recurrent.items()}
+    for name in ("cache_bytes", "recurrent_cache_bytes", "training_bytes_estimate"):
+        if name in figures:
+            figures[name]["total"] = sum(figures[name].values())
+    return figures

@@ -296,10 +296,17 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Config:
     if module_spec is None or module_spec.loader is None:
         raise UserError(f"--config={spec}: {path!r} is not a Python file; use e.g. experiments/stdlib.py:separate_2x3")
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"--config={spec}: {path!r} does not run: {type(error).__name__}: {error}") from error
     if not hasattr(module, "get_config"):
         raise UserError(f"--config={spec}: {path!r} defines no get_config(arg); see experiments/stdlib.py")
-    tree = module.get_config(arg)
+    try:
+        tree = module.get_config(arg)
+    except (KeyError, TypeError, AttributeError) as error:
+        # What ConfigDict raises for a field that the file sets wrongly.
+        raise UserError(f"--config={spec}: get_config does not run: {type(error).__name__}: {error}") from error
     override(tree, overrides)
     return Config.from_dict(tree.to_dict())
 

@@ -102,7 +102,8 @@ def plot_losses(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: pathlib.P
                     axes.plot(*zip(*points, strict=True), color=colour, **style)
         axes.set_xlabel("step")
         axes.set_ylabel("bits per byte (thin: training, bold: validation)")
-        axes.legend(frameon=False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
         axes.grid(alpha=0.25)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)

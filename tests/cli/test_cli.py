@@ -1,0 +1,166 @@
+"""The command line as its user meets it: help, exit statuses, and one clear line for what is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import stagjax
+from stagjax.cli import COMMANDS, main
+from stagjax.errors import UserError
+
+RUN = "--config=experiments/stdlib.py:shared_2x3,runlocal"
+FEWER = [
+    "--config.training.steps=4",
+    "--config.training.warmup_steps=2",
+    "--config.training.validation_rows=8",
+    "--config.model.max_length=128",
+]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A model trained by the command line."""
+    workdir = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["train", RUN, f"--workdir={workdir}", *FEWER]) == 0
+    return workdir
+
+
+def last_line(capsys):
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_teaches(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"] if command else ["--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert "stagjax" in printed
+    assert "example" in printed or "exit status" in printed or "samples.txt" in printed
+
+
+def test_a_command_that_does_not_exist_exits_with_2(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["trian"])
+    assert stopped.value.code == 2
+    assert "invalid choice: 'trian'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["info", "--config=experiments/stdlib.py:baseline_9"], "unknown variant 'baseline_9'; did you mean"),
+        (["info", RUN, "--context=5000"], "--context=5000 is outside 1..1024"),
+        (["info", RUN, "--flag"], "unknown argument '--flag'"),
+        (["info", RUN, "--config.training.setps=3"], "did you mean 'training.steps'"),
+        (["generate", "--workdir=/nowhere", "--prompt=x"], "'/nowhere' holds no checkpoints"),
+        (["generate", "--workdir=/nowhere", "--prompt=x", "--config.model.lag=2"], "has no meaning here"),
+        (
+            ["generate", "--workdir=/nowhere", "--prompts-file=/nowhere.txt"],
+            "--prompts-file=/nowhere.txt cannot be read",
+        ),
+        (["generate", "--workdir=/nowhere", "--prompt=x", "--checkpoint=first"], "--checkpoint=first is neither"),
+        (["train", RUN, "--workdir=/proc/none"], "--workdir=/proc/none cannot be written"),
+        (["train", RUN, "--workdir={tmp}/a", "--config.data.vocabulary={tmp}/no.model"], "data.vocabulary"),
+        (["train", RUN, "--workdir={tmp}/b", "--config.data.source=text", "--config.data.path={tmp}"], "data.path"),
+        (["train", RUN, "--workdir={tmp}/c", "--config.data.source=jsonl"], "data.path is not set"),
+        (["train", RUN, "--workdir={tmp}/d", "--config.model.vocab_size=100"], "model.vocab_size=100"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(argv, message, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert main([word.format(tmp=tmp_path) for word in argv]) == 2
+    printed = capsys.readouterr().err.strip()
+    assert message in printed
+    assert printed.startswith("stagjax: ")
+    assert "\n" not in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prompt=" + "x" * 200], "is over model.max_length=128"),
+        (["--prompt=x", "--decoding=paralel"], "did you mean 'parallel'"),
+        (["--prompt=x", "--checkpoint=999"], "there is no checkpoint 999"),
+        (["--prompt=x", "--top-p=2"], "top_p=2.0 is outside"),
+        (["--prompt=x", "--json=/proc/x.json", "--max-new-tokens=2"], "cannot write /proc/x.json"),
+    ],
+)
+def test_bad_requests_to_a_model_are_one_line(workdir, options, message, capsys):
+    assert main(["generate", f"--workdir={workdir}", *options]) == 2
+    assert message in last_line(capsys)
+
+
+def test_recurrent_decoding_of_separate_weights_is_refused(tmp_path, capsys):
+    argv = ["train", "--config=experiments/stdlib.py:separate_2x3,runlocal", f"--workdir={tmp_path}", *FEWER]
+    assert main(argv) == 0
+    assert main(["generate", f"--workdir={tmp_path}", "--prompt=x", "--decoding=recurrent"]) == 2
+    assert "recurrent decoding needs a shared-weights model" in last_line(capsys)
+
+
+@pytest.mark.parametrize("decoding", ["parallel", "sequential", "recurrent"])
+def test_generate_prints_and_writes_what_the_library_returns(workdir, tmp_path, decoding, capsys):
+    out = tmp_path / "out.json"
+    options = [f"--decoding={decoding}", "--max-new-tokens=6", "--temperature=0.9", "--seed=3"]
+    assert main(["generate", f"--workdir={workdir}", "--prompt=def ", f"--json={out}", *options]) == 0
+    printed = capsys.readouterr().out
+    (wanted,) = stagjax.load(workdir).generate("def ", 6, decoding=decoding, temperature=0.9, seed=3)
+    assert printed.rstrip("\n") == (wanted.prompt + wanted.text).rstrip("\n")
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["ids"] == wanted.ids
+    assert row["stop_reason"] == wanted.stop_reason
+
+
+def test_prompts_from_a_file_are_one_batch(workdir, tmp_path, capsys):
+    plain, lines = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
+    plain.write_text("import os\nx\n")
+    lines.write_text('{"prompt": "import os"}\n{"prompt": "x"}\n')
+    printed = []
+    for file in (plain, lines):
+        assert main(["generate", f"--workdir={workdir}", f"--prompts-file={file}", "--max-new-tokens=4"]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert "--- prompt 2" in printed[0]
+    lines.write_text('{"prompt": "a"}\n{"text": "b"}\n')
+    assert main(["generate", f"--workdir={workdir}", f"--prompts-file={lines}"]) == 2
+    assert "prompts.jsonl:2" in last_line(capsys)
+
+
+def test_a_vocabulary_that_was_trained_with_is_kept_with_the_run(tmp_path, capsys):
+    vocabulary = tmp_path / "v.model"
+    (tmp_path / "text").mkdir()
+    for n in range(40):
+        (tmp_path / "text" / f"{n}.txt").write_text(f"file {n}: the cat sat on the mat, and the dog ate the log.\n" * 5)
+    source = ["--source=text", f"--path={tmp_path}/text"]
+    assert main(["data", "vocab", *source, "--size=320", f"--output={vocabulary}"]) == 0
+    fields = ["source=text", f"path={tmp_path}/text", f"vocabulary={vocabulary}", "row_length=32"]
+    argv = ["train", RUN, f"--workdir={tmp_path}/run", *FEWER, "--config.model.vocab_size=320"]
+    assert main([*argv, *(f"--config.data.{field}" for field in fields)]) == 0
+    vocabulary.unlink()
+    lm = stagjax.load(tmp_path / "run")
+    assert lm.vocabulary.size == 320
+    (row,) = lm.generate("the cat", 5)
+    assert lm.vocabulary.decode(row.ids) == row.text
+    (tmp_path / "run" / "vocabulary.model").write_bytes(b"something else")
+    with pytest.raises(UserError, match="vocabulary"):
+        stagjax.load(tmp_path / "run")
+
+
+def test_info_writes_the_figures_that_it_prints(tmp_path, capsys):
+    out = tmp_path / "info.json"
+    assert main(["info", "--config=experiments/pile.py:shared_2x18", f"--json={out}", "--batch=4"]) == 0
+    figures = json.loads(out.read_text())
+    assert figures["parameters"]["total"] == 1_754_221_056
+    assert figures["cache_bytes"]["total"] == 4 * 3 * 18 * 2 * 1280 * 12 * 128 * 2
+    assert figures["flops_per_token"]["recurrent_decoding"] < figures["flops_per_token"]["decoding"]
+    assert "1,754,221,056" in capsys.readouterr().out
+
+
+def test_a_closed_pipe_is_no_error():
+    command = f"{sys.executable} -m stagjax info --config=experiments/pile.py:baseline_18 | head -1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, env=os.environ)
+    assert "Traceback" not in done.stderr

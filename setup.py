@@ -24,7 +24,7 @@ setuptools.setup(
         "jax>=0.10",  # jax.shard_map, jax.set_mesh
         "ml-collections",
         "numpy",
-        "optax",
+        "optax>=0.2.8",  # optax.tree.norm; the oldest release tried
         "orbax-checkpoint>=0.11",  # preservation policies
         "rich",
         "sentencepiece>=0.2",

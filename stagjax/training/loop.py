@@ -22,7 +22,7 @@ from stagjax.reporting.metrics import MetricWriter
 from stagjax.reporting.progress import Progress
 from stagjax.training.interrupts import Interrupts
 from stagjax.training.state import TrainState, abstract_state, create_state
-from stagjax.training.step import bits_per_byte, make_train_step, make_validation_step
+from stagjax.training.step import make_train_step, make_validation_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,13 +153,7 @@ class _Run:
         if pending is None:
             return
         step, metrics = pending[0], {name: float(value) for name, value in pending[1].items()}
-        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"])):
-            last = self.checkpoints.latest()
-            good = "there is no checkpoint yet" if last is None else f"the last good checkpoint is step {last}"
-            raise RunFailed(
-                f"step {step}: loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}; {good}. "
-                "Nothing of this step was saved; a lower training.learning_rate in a new --workdir is the usual remedy"
-            )
+        self._check_finite(step, {name: metrics[name] for name in ("loss", "gradient_norm")})
         self.clock.tokens += metrics.pop("tokens")
         if step % self.config.training.log_every == 0 or step == self.config.training.steps:
             metrics["tokens_per_second"] = self.clock.speed()
@@ -174,6 +168,18 @@ class _Run:
                 tokens_per_second=metrics["tokens_per_second"],
             )
 
+    def _check_finite(self, step: int, values: dict[str, float]) -> None:
+        if all(math.isfinite(value) for value in values.values()):
+            return
+        self.checkpoints.wait()
+        last = self.checkpoints.latest()
+        good = "there is no checkpoint yet" if last is None else f"the last good checkpoint is step {last}"
+        shown = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
+        raise RunFailed(
+            f"step {step}: {shown}; nothing of it was saved, {good}; "
+            "a lower training.learning_rate in a new --workdir is the usual remedy"
+        )
+
     def _validate(self, params: Any, step: int) -> dict[str, float]:
         self.progress.phase("validating")
         sums = {"nats": 0.0, "tokens": 0.0, "bytes": 0.0}
@@ -182,8 +188,10 @@ class _Run:
                 sums[name] += float(value)
         result = {
             "loss": sums["nats"] / sums["tokens"],
-            "bits_per_byte": float(bits_per_byte(sums["nats"], sums["bytes"])),
+            "bits_per_byte": sums["nats"] / math.log(2) / sums["bytes"],
         }
+        # Parameters can be lost in the last update, after its loss was computed: such a state is never saved.
+        self._check_finite(step, {"validation_loss": result["loss"]})
         self.writer.write(step, {f"validation/{name}": value for name, value in result.items()})
         self.progress.note(
             f"step {step}: validation loss {result['loss']:.4f}, {result['bits_per_byte']:.4f} bits per byte"

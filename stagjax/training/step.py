@@ -1,7 +1,6 @@
 """The training step and the validation step: pure functions of state and batch."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,8 +38,8 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradient, state["opt_state"], state["params"])
         metrics = {
             "loss": loss,
-            "bits_per_byte": bits_per_byte(loss * tokens, num_bytes(batch, byte_lengths_V)),
-            "gradient_norm": optax.global_norm(gradient),
+            "bits_per_byte": loss * tokens / jnp.log(2.0) / num_bytes(batch, byte_lengths_V),
+            "gradient_norm": optax.tree.norm(gradient),
             "learning_rate": jnp.asarray(schedule(state["step"])),
             "tokens": tokens,
         }
@@ -94,11 +93,6 @@ def sum_nats(config: Config, params: Params, batch: Batch) -> jax.Array:
 def num_bytes(batch: Batch, byte_lengths_V: jax.Array) -> jax.Array:
     """Return the UTF-8 bytes of the text behind a batch's targets."""
     return jnp.sum(byte_lengths_V[batch["targets"]] * batch["loss_weights"])
-
-
-def bits_per_byte(nats: jax.Array, count: jax.Array) -> Any:
-    """Return bits per byte from nats summed over targets and the bytes of the text behind them."""
-    return nats / jnp.log(2.0) / count
 
 
 def _accumulate(

@@ -1,0 +1,223 @@
+"""Whole runs as processes: killed, told to stop, broken, and gone on with."""
+
+import json
+import os
+import pathlib
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from stagjax.checkpoint import Checkpoints
+from stagjax.reporting.metrics import read_metrics
+
+STEPS = 24
+TINY = {
+    "model.model_dim": 32,
+    "model.head_dim": 16,
+    "model.ff_dim": 32,
+    "data.row_length": 32,
+    "training.steps": STEPS,
+    "training.global_batch": 4,
+    "training.log_every": 1,
+    "training.validate_every": 8,
+    "training.checkpoint_every": 4,
+    "training.validation_rows": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small corpus, and a cache of compiled programs that all runs of this module share."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "corpus").mkdir()
+    for n in range(60):
+        (folder / "corpus" / f"{n}.txt").write_text(f"document {n}: " + "the quick brown fox jumps. " * (n % 7 + 1))
+    return folder
+
+
+def command(folder, workdir, **changes):
+    fields = TINY | {"data.source": "text", "data.path": str(folder / "corpus")}
+    fields |= {name.replace("__", "."): value for name, value in changes.items()}
+    return [
+        sys.executable,
+        "-m",
+        "stagjax",
+        "train",
+        "--config=experiments/stdlib.py:shared_2x3,runlocal",
+        f"--workdir={workdir}",
+        *(f"--config.{name}={value}" for name, value in fields.items()),
+    ]
+
+
+def start(folder, workdir, limit=None, **changes):
+    def lower_limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return subprocess.Popen(
+        command(folder, workdir, **changes),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")},
+        preexec_fn=lower_limit if limit else None,
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def wait_for_step(process, workdir, step):
+    deadline = time.monotonic() + 90
+    while process.poll() is None and time.monotonic() < deadline:
+        metrics = pathlib.Path(workdir, "metrics.jsonl")
+        if metrics.exists() and any(
+            '"train/loss"' in line and json.loads(line)["step"] >= step
+            for line in metrics.read_text().splitlines()[:-1]
+        ):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"step {step} was not reached: {finish(process)}")
+
+
+def result(workdir):
+    return Checkpoints(workdir, 1, read_only=True).read_metadata(STEPS)["fingerprint"]
+
+
+def losses(workdir):
+    return {line["step"]: line["train/loss"] for line in read_metrics(workdir) if "train/loss" in line}
+
+
+@pytest.fixture(scope="module")
+def unbroken(folder):
+    workdir = folder / "unbroken"
+    status, out, err = finish(start(folder, workdir))
+    assert status == 0, err
+    assert "compiled in" in err
+    assert f"step {STEPS}, validation loss" in out
+    assert json.loads((workdir / "config.json").read_text())["training"]["steps"] == STEPS
+    return workdir
+
+
+def test_killed_at_any_moment_and_resumed_the_parameters_are_those_of_the_unbroken_run(folder, unbroken):
+    workdir = folder / "killed"
+    for step in (2, 9, 17):
+        process = start(folder, workdir)
+        wait_for_step(process, workdir, step)
+        process.kill()
+        finish(process)
+    status, _, err = finish(start(folder, workdir))
+    assert status == 0, err
+    assert "going on from step" in err
+    assert result(workdir) == result(unbroken)
+    assert losses(workdir) == losses(unbroken)
+
+
+def test_told_to_stop_it_saves_and_says_so_with_75(folder, unbroken):
+    workdir = folder / "terminated"
+    process = start(folder, workdir, training__checkpoint_every=1000)
+    wait_for_step(process, workdir, 5)
+    process.send_signal(signal.SIGTERM)
+    status, _, err = finish(process)
+    assert status == 75, err
+    assert "is saved; the same command goes on from there" in err.splitlines()[-1]
+    saved = Checkpoints(workdir, 1, read_only=True).latest()
+    assert 5 <= saved < STEPS
+    status, _, err = finish(start(folder, workdir, training__checkpoint_every=1000))
+    assert (status, f"going on from step {saved}" in err) == (0, True)
+    assert result(workdir) == result(unbroken)
+
+
+def test_ctrl_c_saves_and_ends_with_130(folder):
+    workdir = folder / "interrupted"
+    process = start(folder, workdir)
+    wait_for_step(process, workdir, 3)
+    process.send_signal(signal.SIGINT)
+    status, _, err = finish(process)
+    assert status == 130
+    assert "stopped by Ctrl-C: step" in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(folder, unbroken):
+    workdir = folder / "damaged"
+    shutil.copytree(unbroken, workdir)
+    for file in (workdir / "checkpoints" / str(STEPS)).rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            file.write_bytes(file.read_bytes()[:-500])
+    status, _, err = finish(start(folder, workdir))
+    assert status == 0, err
+    assert f"checkpoints/{STEPS} is damaged" in err.replace("\n", "")
+    assert "going on from step 20" in err
+    assert result(workdir) == result(unbroken)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_what_is_left(folder):
+    workdir = folder / "diverged"
+    status, _, err = finish(start(folder, workdir, training__learning_rate=1e30, training__warmup_steps=9))
+    assert status == 3
+    last = err.splitlines()[-1]
+    assert "nothing of it was saved" in last
+    assert "step" in last and ("last good checkpoint is step" in last or "no checkpoint yet" in last)
+    assert "Traceback" not in err
+
+
+def test_a_full_disk_ends_the_run_with_3_and_leaves_the_last_checkpoint(folder, unbroken):
+    workdir = folder / "full"
+    process = start(folder, workdir)
+    wait_for_step(process, workdir, 9)
+    process.kill()
+    finish(process)
+    before = Checkpoints(workdir, 1, read_only=True).latest()
+    # No file may grow beyond 20 kB: the next checkpoint cannot be written.
+    status, _, err = finish(start(folder, workdir, limit=20_000))
+    assert status == 3, err
+    assert f"last good checkpoint is {workdir}/checkpoints/{before}" in err.replace("\n", "")
+    assert "Traceback" not in err
+    status, _, err = finish(start(folder, workdir))
+    assert status == 0, err
+    assert result(workdir) == result(unbroken)
+
+
+def test_another_config_is_refused_field_by_field_and_free_fields_are_not(folder, unbroken):
+    status, _, err = finish(start(folder, unbroken, training__learning_rate=0.5, model__ff_dim=64))
+    assert status == 2
+    assert "2 differing" in err
+    assert "model.ff_dim: 32 -> 64" in err
+    assert "training.learning_rate: 0.001 -> 0.5" in err
+    status, _, err = finish(start(folder, unbroken, training__log_every=7, training__remat="layer"))
+    assert status == 0
+    assert "nothing left to train" in err
+
+
+def test_other_data_are_refused(folder, unbroken):
+    extra = folder / "corpus" / "extra.txt"
+    extra.write_text("one more document")
+    try:
+        status, _, err = finish(start(folder, unbroken))
+    finally:
+        extra.unlink()
+    assert status == 2
+    assert "content_hash" in err
+
+
+def test_a_directory_of_something_else_and_a_run_in_use_are_refused(folder):
+    other = folder / "letters"
+    other.mkdir()
+    (other / "letter.txt").write_text("dear reader")
+    status, _, err = finish(start(folder, other))
+    assert (status, "is not empty and was not made by stagjax" in err) == (2, True)
+    assert (other / "letter.txt").read_text() == "dear reader"
+    workdir = folder / "busy"
+    process = start(folder, workdir, training__steps=10**6)
+    wait_for_step(process, workdir, 1)
+    status, _, err = finish(start(folder, workdir, training__steps=10**6))
+    assert (status, "is in use by another process" in err) == (2, True)
+    process.kill()
+    finish(process)

@@ -1,0 +1,156 @@
+"""The training step: what changes its result, and what must not."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from stagjax.config import Config, DataConfig, TrainingConfig
+from stagjax.data.loader import RowLoader
+from stagjax.data.packing import pack
+from stagjax.data.vocabulary import EOS
+from stagjax.model import stagformer
+from stagjax.training.optimizer import decayed, learning_rate_schedule, make_optimizer
+from stagjax.training.state import create_state
+from stagjax.training.step import make_train_step, sum_nats
+from tests.variants import VARIANTS, tiny
+
+BYTES = np.ones(61, np.float32)
+BYTES[:3] = 0
+
+
+def config_of(model=None, **training):
+    return Config(model or tiny(), DataConfig(row_length=16), TrainingConfig(**{"global_batch": 8, **training}))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    draw = np.random.default_rng(0)
+    documents = [np.append(draw.integers(3, 61, draw.integers(1, 40)), EOS) for _ in range(30)]
+    return RowLoader(pack(documents, 16), 8, seed=0).batch(0)
+
+
+def run_steps(config, batch, steps=3):
+    state, losses = create_state(config), []
+    step = jax.jit(make_train_step(config))
+    for _ in range(steps):
+        state, metrics = step(state, batch, BYTES)
+        losses.append(metrics)
+    return state, losses
+
+
+def largest_difference(a, b):
+    return max(float(jnp.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"accumulation": 4},
+        {"remat": "layer"},
+        {"scan_layers": False},
+        {"loss_chunks": 4},
+        {"accumulation": 2, "loss_chunks": 8},
+    ],
+)
+def test_what_saves_memory_does_not_change_the_gradient(batch, changes):
+    plain, changed = config_of(), config_of(**changes)
+    # One step of plain gradient descent would hide nothing; Adam's first step hides scale, so compare gradients.
+    params = create_state(plain)["params"]
+    (state, (metrics, *_)), (other, (found, *_)) = run_steps(plain, batch, 1), run_steps(changed, batch, 1)
+    assert found["loss"] == pytest.approx(float(metrics["loss"]), rel=1e-6)
+    assert found["gradient_norm"] == pytest.approx(float(metrics["gradient_norm"]), rel=1e-5)
+    moments = lambda s: optax.tree.get(s["opt_state"], "mu")
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(moments(state)))
+    assert largest_difference(moments(state), moments(other)) < 1e-5 * scale
+    assert jax.tree.structure(params) == jax.tree.structure(other["params"])
+
+
+def test_padding_weighs_nothing_and_every_token_weighs_the_same(batch):
+    config = config_of()
+    params = create_state(config)["params"]
+    nats = sum_nats(config, params, batch)
+    padded = {name: np.concatenate([array, np.zeros_like(array)]) for name, array in batch.items()}
+    assert sum_nats(config, params, padded) == pytest.approx(float(nats), rel=1e-6)
+    rows = [float(sum_nats(config, params, {n: a[r : r + 1] for n, a in batch.items()})) for r in range(8)]
+    assert sum(rows) == pytest.approx(float(nats), rel=1e-5)
+
+
+def test_the_loss_is_the_cross_entropy_of_the_next_token():
+    """By hand, on one document: targets are the inputs one step later, the first input is BOS, the last target EOS."""
+    config = config_of()
+    params = create_state(config)["params"]
+    batch = RowLoader(pack([np.array([7, 8, 9, EOS])], 16), 1, seed=0).batch(0)
+    logits_BTV = _logits(config.model, params, jnp.asarray([[1, 7, 8, 9]]))
+    wanted = -sum(jax.nn.log_softmax(logits_BTV[0, t])[target] for t, target in enumerate([7, 8, 9, EOS]))
+    assert float(sum_nats(config, params, batch)) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def _logits(model, params, tokens_BT):
+    from stagjax.decoding.reference import sequential_logits
+
+    return sequential_logits(model, params, tokens_BT)
+
+
+def test_metrics_are_what_their_names_say(batch):
+    config = config_of(warmup_steps=2, learning_rate=1e-2, steps=10)
+    _, (first, second, third) = run_steps(config, batch)
+    assert float(first["tokens"]) == batch["loss_weights"].sum()
+    with_bytes = (batch["targets"] >= 3).sum()
+    assert float(first["bits_per_byte"]) == pytest.approx(
+        float(first["loss"] * first["tokens"]) / np.log(2) / with_bytes, rel=1e-5
+    )
+    assert [float(m["learning_rate"]) for m in (first, second, third)] == pytest.approx([0, 5e-3, 1e-2])
+
+
+@pytest.mark.parametrize("name", ["baseline", "shared", "separate_3_linear", "window_1", "parallel"])
+def test_a_batch_can_be_learnt_by_heart(batch, name):
+    config = config_of(VARIANTS[name], warmup_steps=1, learning_rate=3e-2, steps=60)
+    _, metrics = run_steps(config, batch, 60)
+    assert float(metrics[-1]["loss"]) < 0.6 * float(metrics[0]["loss"])
+
+
+def test_decay_acts_on_matrices_other_than_the_embeddings():
+    params = stagformer.abstract_params(tiny(combine="linear"))
+    mask = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): on
+        for path, on in jax.tree.leaves_with_path(decayed(params))
+    }
+    assert {name for name, on in mask.items() if not on} == {
+        "embedding",
+        "position_embedding",
+        "combine",
+        "out_norm/scale",
+        "blocks/self_norm/scale",
+        "blocks/mlp_norm/scale",
+        "cross/norm/scale",
+    }
+    assert mask["blocks/mlp/gate"] and mask["cross/attention/out"]
+    config = TrainingConfig(weight_decay=0.5, learning_rate=1.0, warmup_steps=0, steps=10)
+    ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), params)
+    zeros = jax.tree.map(jnp.zeros_like, ones)
+    optimizer = make_optimizer(config)
+    updates, _ = optimizer.update(zeros, optimizer.init(ones), ones)
+    assert float(updates["blocks"]["mlp"]["gate"].min()) == pytest.approx(-0.5)
+    assert float(jnp.abs(updates["embedding"]).max()) == 0
+
+
+def test_the_schedule_warms_up_and_ends_at_a_tenth():
+    schedule = learning_rate_schedule(TrainingConfig(learning_rate=2.0, warmup_steps=10, steps=110))
+    assert [float(schedule(t)) for t in (0, 5, 10, 60, 110)] == pytest.approx([0, 1, 2, 1.1, 0.2])
+
+
+def test_a_seed_decides_the_parameters():
+    first, same, other = (create_state(config_of(seed=seed))["params"]["embedding"] for seed in (1, 1, 2))
+    assert (first == same).all()
+    assert (first != other).any()
+
+
+def test_float32_parameters_stay_float32_under_bfloat16_compute(batch):
+    config = config_of(dataclasses.replace(tiny(), compute_dtype="bfloat16"))
+    state, metrics = run_steps(config, batch, 1)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state["params"])} == {"float32"}
+    assert metrics[0]["loss"].dtype == jnp.float32

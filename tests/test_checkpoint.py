@@ -183,7 +183,8 @@ def test_content_key_is_of_params_and_model_config():
 
 
 def run_script(script, *arguments, devices=1):
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "XLA_FLAGS": flags}
     root = pathlib.Path(__file__).parents[1]
     return subprocess.Popen(
         [sys.executable, "-c", script, *map(str, arguments)],

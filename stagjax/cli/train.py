@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train, then say where the result is."""
     from stagjax.config import load_config, to_json
+    from stagjax.host_memory import keep_host_memory
 
+    keep_host_memory()
     config = load_config(args.config, args.overrides)
     print(to_json(config), flush=True)
 

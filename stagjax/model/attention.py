@@ -44,9 +44,7 @@ def causal_attention(
             visible_TS &= s_1S > t_T1 - window
         same_BTS = segment_ids_BT[:, start:stop, None] == segment_ids_BT[:, None, first:stop]
         outputs.append(
-            masked_attention(
-                q_BTNH[:, start:stop], k_BTKH[:, first:stop], v_BTKH[:, first:stop], visible_TS & same_BTS
-            )
+            masked_attention(q_BTNH[:, start:stop], k_BTKH[:, first:stop], v_BTKH[:, first:stop], visible_TS & same_BTS)
         )
     return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
 

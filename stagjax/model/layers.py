@@ -137,7 +137,6 @@ def layer(
     rotary: Rotary,
     self_attend: Attend,
     cross_attend: Attend | None,
-    cross_gate: jax.Array | float = 1.0,
 ) -> tuple[jax.Array, tuple[Any, Any]]:
     """Apply one layer: self-attention, cross-attention where the stack has it, MLP (spec: Definition).
 
@@ -149,7 +148,6 @@ def layer(
       rotary: of the positions of x, which are those of the memory's slots.
       self_attend: how self-attention reaches earlier positions.
       cross_attend: the same for the memory.
-      cross_gate: factor on the cross-attention's output; 0 switches it off where stacks are mapped over together.
 
     Returns:
       The residual stream after the layer, and the caches that the two attends returned.
@@ -162,7 +160,7 @@ def layer(
         # Sequential: the query stream is normed anew. Parallel: it is the stream that self-attention read.
         query_BTD = cross.norm(x_BTD) if hasattr(cross, "norm") else normed_BTD
         delta_BTD, cross_cache = cross.attention(query_BTD, memory_BTD, rotary, cross_attend)
-        x_BTD = x_BTD + delta_BTD * jnp.asarray(cross_gate, x_BTD.dtype)
+        x_BTD = x_BTD + delta_BTD
     x_BTD = x_BTD + block.mlp(block.mlp_norm(x_BTD))
     return x_BTD, (self_cache, cross_cache)
 

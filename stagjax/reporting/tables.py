@@ -1,6 +1,6 @@
 """Tables for the terminal."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import rich.box
@@ -48,10 +48,10 @@ def demo_table(rows: Sequence[dict[str, Any]], steps: int) -> rich.table.Table:
     for row in rows:
         table.add_row(
             row["model"],
-            _or_dash(row["parameters"], scaled),
-            _or_dash(row["training_tokens_per_second"], scaled),
-            _or_dash(row["validation_bits_per_byte"], "{:.3f}".format),
-            _or_dash(row["decode_ms_per_token"], "{:.2f}".format),
+            scaled(row["parameters"]),
+            scaled(row["training_tokens_per_second"]) if "training_tokens_per_second" in row else "-",
+            f"{row['validation_bits_per_byte']:.3f}",
+            f"{row['decode_ms_per_token']:.2f}",
         )
     return table
 
@@ -71,10 +71,6 @@ def binary(size: float) -> str:
             return f"{size:.4g} {suffix}"
         size /= 1024
     return f"{size:.4g} TiB"
-
-
-def _or_dash(value: Any, write: Callable[[Any], str]) -> str:
-    return "-" if value is None else write(value)
 
 
 def _section(table: rich.table.Table, title: str, rows: dict[str, str]) -> None:

@@ -67,8 +67,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.training = ml_collections.ConfigDict(
         {
             "steps": 2000,
-            "global_batch": 16,
-            "learning_rate": 1e-3,
+            "global_batch": 8,
+            "learning_rate": 2e-3,
             "warmup_steps": 100,
             "log_every": 10,
             "validate_every": 200,

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from stagjax.config import Config, config_differences, from_json, to_json
 from stagjax.data.manifest import Manifest, differences
 from stagjax.errors import RunFailed, UserError
+from stagjax.files import write_whole
 
 CONFIG, MANIFEST, VOCABULARY = "config.json", "manifest.json", "vocabulary.model"
 
@@ -65,23 +66,13 @@ def claim(workdir: pathlib.Path, config: Config, manifest: Manifest) -> None:
             partial = workdir / (VOCABULARY + ".partial")
             shutil.copyfile(config.data.vocabulary, partial)
             os.replace(partial, workdir / VOCABULARY)
-        write_text(workdir / MANIFEST, json.dumps(manifest.to_dict(), indent=2, sort_keys=True))
+        write_whole(workdir / MANIFEST, json.dumps(manifest.to_dict(), indent=2, sort_keys=True))
         # Last: its presence says that the workdir is whole.
-        write_text(workdir / CONFIG, to_json(config))
+        write_whole(workdir / CONFIG, to_json(config))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             raise
         raise RunFailed(f"cannot write to {workdir}: {error.strerror}; free some space and start again") from error
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Write a file whole or not at all: a temporary name, then a rename."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def _read(path: pathlib.Path) -> str | None:

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent / "stagjax"
 
 # Lower may not import higher. What stands on one level may import each other.
 LEVELS = [
-    {"errors", "host_memory", "__init__"},
+    {"errors", "files", "host_memory", "__init__"},
     {"config"},
     {"distributed", "fingerprint"},
     {"model", "data"},

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", default="experiments/stdlib.py", metavar="FILE", help="experiment file, default: %(default)s"
     )
     parser.add_argument("--workdir", default="demo", type=pathlib.Path, metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=80, help="of training for each model, default: %(default)s")
+    parser.add_argument("--steps", type=int, default=320, help="of training for each model, default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -46,13 +46,14 @@ def run(args: argparse.Namespace) -> None:
         f"training.validate_every={max(args.steps // 4, 1)}",
         f"training.checkpoint_every={max(args.steps // 4, 1)}",
         "training.validation_rows=96",
+        "training.global_batch=4",
     ]
     configs = {name: load_config(f"{args.config}:{name}", overrides) for name in VARIANTS}
 
     import rich.console
 
     from stagjax.distributed import start_up
-    from stagjax.reporting.files import write_json, write_text
+    from stagjax.files import write_json, write_result
     from stagjax.reporting.metrics import read_metrics
     from stagjax.reporting.plots import plot_losses, plot_schedule
     from stagjax.reporting.tables import demo_table
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
         "StagFormer, 2 stacks of 3 layers": configs["separate_2x3"].model,
     }
     plot_schedule(shown, args.workdir / "schedule.png")
-    write_text(args.workdir / "samples.txt", "\n\n".join(samples) + "\n")
+    write_result(args.workdir / "samples.txt", "\n\n".join(samples) + "\n")
     write_json(args.workdir / "results.json", {"steps": args.steps, "rows": rows, **_machine()})
     console.print(demo_table(rows, args.steps))
     console.print(

@@ -133,7 +133,7 @@ def _write(text: str) -> None:
 
 
 def _write_json(path: pathlib.Path, step: int, args: argparse.Namespace, results: list[Any]) -> None:
-    from stagjax.reporting.files import write_json
+    from stagjax.files import write_json
 
     write_json(
         path,

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
 
     import rich.console
 
-    from stagjax.reporting.files import write_json
+    from stagjax.files import write_json
     from stagjax.reporting.tables import costs_table
 
     figures = costs(config, context, args.batch)

@@ -16,9 +16,9 @@ class LayerCache(NamedTuple):
     """Keys (rotated before they are written) and values of one attention, both [C,S,H]: C is the kv heads of all rows.
 
     Rows and heads are one dimension because that is what the matrix products read: with two, XLA:CPU reads a cache
-    through a reshape, cannot tell that it is the one being written, and copies it at every step (1.1 to
-    1.4 times the time of a token). A cache with fewer slots than the sequence is a ring: slot t is written at index t modulo its size, so it
-    holds the last S slots, which is all that a window of S sees.
+    through a reshape, cannot tell that it is the one being written, and copies it at every step (1.1 to 1.4 times the
+    time of a token). A cache with fewer slots than the sequence is a ring: slot t is written at index t modulo its
+    size, so it holds the last S slots, which is all that a window of S sees.
     """
 
     keys_CSH: jax.Array

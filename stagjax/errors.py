@@ -25,6 +25,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
       known: every valid name.
     """
     known = sorted(known)
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    # What was cut short is nearer than what merely has similar letters.
+    nearest = [full for full in known if name and full.startswith(name)]
+    nearest = nearest or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     return UserError(f"unknown {kind} {name!r}; {hint}known: {', '.join(known) or 'none'}")

@@ -10,7 +10,7 @@ the field's (GPT-3, LLaMA): AdamW, warm-up, cosine to a tenth, decay 0.1, clippi
 
 import ml_collections
 
-from stagjax.config import select_variant
+from stagjax.experiment import select_variant
 
 STAGGERED = {"model.num_stacks": 2}
 

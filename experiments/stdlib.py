@@ -9,7 +9,7 @@ on a laptop's CPU (2 cores): see the table in README.md, which `make demo` measu
 
 import ml_collections
 
-from stagjax.config import select_variant
+from stagjax.experiment import select_variant
 
 STAGGERED = {"model.num_stacks": 2, "model.layers_per_stack": 3}
 

@@ -1,19 +1,13 @@
-"""The one schema of an experiment: frozen dataclasses, their rules, and the way from a config file to them.
+"""The one schema of an experiment: frozen dataclasses and their rules.
 
-Everything that can be wrong with an experiment is found here, before a device is touched. A `ConfigDict` never
-travels further than `load_config`.
+Everything that can be wrong with an experiment is found here, before a device is touched.
 """
 
-import ast
 import dataclasses
-import importlib.util
 import json
-import pathlib
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import ml_collections
 
 from stagjax.errors import UserError, unknown
 
@@ -278,89 +272,6 @@ def config_differences(stored: Config, wanted: Config) -> list[str]:
     return lines
 
 
-def load_config(spec: str, overrides: Sequence[str] = ()) -> Config:
-    """Load an experiment.
-
-    Args:
-      spec: "FILE.py:VARIANT[,key=value...][,runlocal]"; the file defines `get_config(arg)`.
-      overrides: "section.field=value", applied last.
-
-    Raises:
-      UserError: missing file, no `get_config`, unknown variant, unknown field, broken rule.
-    """
-    path, _, arg = spec.partition(":")
-    file = pathlib.Path(path)
-    if not file.is_file():
-        raise UserError(f"--config={spec}: there is no file {path!r}; use e.g. experiments/stdlib.py:separate_2x3")
-    module_spec = importlib.util.spec_from_file_location(f"experiment_{file.stem}", file)
-    if module_spec is None or module_spec.loader is None:
-        raise UserError(f"--config={spec}: {path!r} is not a Python file; use e.g. experiments/stdlib.py:separate_2x3")
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"--config={spec}: {path!r} does not run: {type(error).__name__}: {error}") from error
-    if not hasattr(module, "get_config"):
-        raise UserError(f"--config={spec}: {path!r} defines no get_config(arg); see experiments/stdlib.py")
-    try:
-        tree = module.get_config(arg)
-    except (KeyError, TypeError, AttributeError) as error:
-        # What ConfigDict raises for a field that the file sets wrongly.
-        raise UserError(f"--config={spec}: get_config does not run: {type(error).__name__}: {error}") from error
-    override(tree, overrides)
-    return Config.from_dict(tree.to_dict())
-
-
-def select_variant(
-    arg: str,
-    base: ml_collections.ConfigDict,
-    variants: Mapping[str, Mapping[str, Any]],
-    runlocal: Mapping[str, Any],
-) -> ml_collections.ConfigDict:
-    """Resolve an experiment file's `arg`: base, then the variant's difference, then `runlocal`, then key=value pairs.
-
-    Args:
-      arg: "VARIANT[,section.field=value...][,runlocal]".
-      base: the experiment; it is not changed.
-      variants: name to {"section.field": value}.
-      runlocal: {"section.field": value} that makes any variant tiny.
-
-    Raises:
-      UserError: no variant, an unknown one, or an unknown field.
-    """
-    name, *options = [part.strip() for part in arg.split(",")]
-    if not name:
-        raise UserError(f"--config=FILE.py:VARIANT lacks the variant; known: {', '.join(variants)}")
-    if name not in variants:
-        raise unknown("variant", name, variants)
-    config = ml_collections.ConfigDict(base.to_dict())
-    _assign(config, variants[name])
-    if "runlocal" in options:
-        _assign(config, runlocal)
-    for option in options:
-        if option == "runlocal":
-            continue
-        if "=" not in option:
-            raise UserError(f"variant option {option!r} is neither 'runlocal' nor section.field=value")
-        override(config, [option])
-    return config
-
-
-def override(config: ml_collections.ConfigDict, assignments: Sequence[str]) -> None:
-    """Set "section.field=value" strings on `config`, in place; values are Python literals or plain strings.
-
-    Raises:
-      UserError: a field that does not exist, with the nearest one named.
-    """
-    for assignment in assignments:
-        key, _, text = assignment.partition("=")
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
-        _assign(config, {key: value})
-
-
 def divisors(number: int) -> list[int]:
     """Return the divisors of `number` in ascending order."""
     return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
@@ -374,19 +285,6 @@ def to_json(config: Config) -> str:
 def from_json(text: str) -> Config:
     """Return the config that `to_json` wrote, checked."""
     return Config.from_dict(json.loads(text))
-
-
-def _assign(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> None:
-    fields = {
-        section.name: [field.name for field in dataclasses.fields(section.type)]
-        for section in dataclasses.fields(Config)
-    }
-    for key, value in values.items():
-        section, _, field = key.partition(".")
-        if section not in fields or field not in fields[section]:
-            raise unknown("config field", key, [f"{s}.{f}" for s, names in fields.items() for f in names])
-        with config.ignore_type():
-            config[section][field] = value
 
 
 def _section(cls: type, name: str, values: Mapping[str, Any]) -> Any:

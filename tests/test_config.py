@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from stagjax.config import Config, config_differences, from_json, load_config, to_json
+from stagjax.config import Config, config_differences, from_json, to_json
 from stagjax.errors import UserError
+from stagjax.experiment import load_config
 
 STDLIB = "experiments/stdlib.py"
 

@@ -13,6 +13,7 @@ ROOT = pathlib.Path(__file__).parent.parent / "stagjax"
 LEVELS = [
     {"errors", "files", "host_memory", "__init__"},
     {"config"},
+    {"experiment"},
     {"distributed", "fingerprint"},
     {"model", "data"},
     {"decoding", "checkpoint", "stored", "reporting"},

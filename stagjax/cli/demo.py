@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train, decode, and write the table and the pictures."""
     from stagjax.cli import refuse_overrides
-    from stagjax.config import load_config
     from stagjax.errors import UserError
+    from stagjax.experiment import load_config
     from stagjax.host_memory import keep_host_memory
 
     keep_host_memory()

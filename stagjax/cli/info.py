@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the costs as a table, and write them where asked."""
-    from stagjax.config import load_config
     from stagjax.errors import UserError
+    from stagjax.experiment import load_config
 
     config = load_config(args.config, args.overrides)
     context = args.context or config.data.row_length

@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train, then say where the result is."""
-    from stagjax.config import load_config, to_json
+    from stagjax.config import to_json
+    from stagjax.experiment import load_config
     from stagjax.host_memory import keep_host_memory
 
     keep_host_memory()

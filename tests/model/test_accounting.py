@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from stagjax.config import load_config
 from stagjax.decoding.prefill import prefill
+from stagjax.experiment import load_config
 from stagjax.model import accounting, stagformer
 from tests.variants import RECURRENT, VARIANTS, tokens_of
 

@@ -22,6 +22,7 @@ TINY = {
     "model.ff_dim": 32,
     "data.row_length": 32,
     "training.steps": STEPS,
+    "training.learning_rate": 1e-3,
     "training.global_batch": 4,
     "training.log_every": 1,
     "training.validate_every": 8,

@@ -122,7 +122,12 @@ def main(paths: list[str]) -> int:
     """Print each file's differences; return 1 if one is above the bound."""
     failed = 0
     for path in map(pathlib.Path, paths):
-        found = differences(path)
+        try:
+            found = differences(path)
+        except (OSError, KeyError, ValueError) as error:
+            print(f"FAIL {path.name:28} {type(error).__name__}: {error}")
+            failed += 1
+            continue
         passed = max(found.values()) <= BOUND
         failed += not passed
         figures = "  ".join(f"{name} {value:.2e}" for name, value in found.items())

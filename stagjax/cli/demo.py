@@ -55,10 +55,11 @@ def run(args: argparse.Namespace) -> None:
     from stagjax.distributed import start_up
     from stagjax.files import write_json, write_result
     from stagjax.reporting.metrics import read_metrics
-    from stagjax.reporting.plots import plot_losses, plot_schedule
+    from stagjax.reporting.plots import plot_losses, plot_schedule, require_matplotlib
     from stagjax.reporting.tables import demo_table
     from stagjax.training.loop import train
 
+    require_matplotlib()
     start_up()
     begun = time.perf_counter()
     rows, samples = [], []

@@ -1,6 +1,7 @@
 """Pictures: loss curves, and who works on which token when."""
 
 import contextlib
+import importlib.util
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,12 @@ class Work(NamedTuple):
     token: int
     start: int
     end: int
+
+
+def require_matplotlib() -> None:
+    """Raise `UserError` if pictures cannot be drawn; ask before the work that ends in one."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("pictures need matplotlib; install it with: pip install 'stagjax[plots]'")
 
 
 def schedule(config: ModelConfig, tokens: int) -> list[Work]:
@@ -100,6 +107,15 @@ def plot_losses(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: pathlib.P
                 points = [(line["step"], line[metric]) for line in lines if line.get(metric) is not None]
                 if points:
                     axes.plot(*zip(*points, strict=True), color=colour, **style)
+        validated = [
+            line["validation/bits_per_byte"]
+            for lines in runs.values()
+            for line in lines
+            if line.get("validation/bits_per_byte")
+        ]
+        if validated:
+            # The first steps fall from 8 bits: cut there, or the differences at the end could not be seen.
+            axes.set_ylim(bottom=0.85 * min(validated), top=1.25 * max(validated))
         axes.set_xlabel("step")
         axes.set_ylabel("bits per byte (thin: training, bold: validation)")
         if axes.get_legend_handles_labels()[0]:
@@ -112,10 +128,9 @@ def plot_losses(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: pathlib.P
 @contextlib.contextmanager
 def _figure(path: pathlib.Path, width: float, height: float) -> Iterator[tuple[Any, Any]]:
     """Yield a figure that is written to `path`, whole or not at all, when the block ends."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("pictures need matplotlib; install it with: pip install 'stagjax[plots]'") from error
+    require_matplotlib()
+    import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

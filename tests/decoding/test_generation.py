@@ -1,10 +1,13 @@
 """Generation: what a row's result depends on, and what it does not."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from stagjax.data.vocabulary import BOS, EOS, ByteVocabulary
-from stagjax.decoding.generation import generate, pad_left
+from stagjax.decoding import loop
+from stagjax.decoding.generation import generate, pad_left, row_keys
 from stagjax.decoding.loop import Decoder
 from stagjax.decoding.reference import SequentialDecoder
 from stagjax.decoding.sampling import Sampling
@@ -61,6 +64,19 @@ def test_parallel_steps_draw_what_the_sequential_reference_draws(params, decoder
         np.testing.assert_allclose(slow.logprobs, fast.logprobs, atol=1e-4)
 
 
+def test_caches_are_donated_from_chunk_to_chunk(decoder):
+    tokens_BT, starts_B = pad_left([[1, 70, 71]], CONFIG.max_length)
+    keys_B = row_keys([[1, 70, 71]], 0)
+    statics = (CONFIG, "parallel", Sampling(), VOCABULARY.size, EOS)
+    carry, _ = loop._start(*statics, 32, decoder.params, tokens_BT, starts_B, keys_B)
+    caches = jax.tree.leaves(carry.state.caches)
+    compiled = loop._go_on.lower(*statics, decoder.placed, carry, keys_B, jnp.int32(4)).compile()
+    # Output lies where the input lay: no second copy of any cache.
+    assert compiled.memory_analysis().alias_size_in_bytes >= sum(leaf.nbytes for leaf in caches)
+    loop._go_on(*statics, decoder.placed, carry, keys_B, jnp.int32(4))
+    assert all(leaf.is_deleted() for leaf in caches)
+
+
 def test_seeds_differ_and_repeat(decoder):
     assert run(decoder, PROMPTS, seed=1) == run(decoder, PROMPTS, seed=1)
     assert run(decoder, PROMPTS, seed=1)[0].ids != run(decoder, PROMPTS, seed=2)[0].ids
@@ -108,8 +124,6 @@ def test_streamed_text_is_the_result(decoder):
 
 
 def test_log_probabilities_are_the_models_own(params, decoder):
-    import jax
-
     from stagjax.decoding.reference import sequential_logits
 
     (row,) = run(decoder, ["abc"], 10, Sampling(temperature=0.7, top_k=5))

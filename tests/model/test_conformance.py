@@ -33,6 +33,12 @@ def test_the_command_fails_above_the_bound(tmp_path, capsys):
     assert "1 passed, 1 failed" in printed
 
 
+def test_a_file_that_cannot_be_compared_fails(tmp_path, capsys):
+    (tmp_path / "text.npz").write_text("not an archive")
+    assert conformance.main([str(tmp_path / "text.npz"), str(tmp_path / "absent.npz")]) == 1
+    assert capsys.readouterr().out.count("FAIL") == 2
+
+
 def test_a_feature_that_is_ignored_would_show(tmp_path):
     with np.load(conformance.FOLDER / "window_4.npz") as archive:
         arrays = dict(archive)

@@ -77,6 +77,18 @@ def test_caches_are_donated_from_chunk_to_chunk(decoder):
     assert all(leaf.is_deleted() for leaf in caches)
 
 
+def test_padding_before_a_short_prompt_is_never_handed_over():
+    config = tiny(vocab_size=300, max_length=96, lag=3)
+    params = params_of(config)
+    # The empty prompt is BOS alone: for two more steps the memory holds what is left of the document's start, zeros.
+    prompts, steps = ["", "a longer prompt"], 8
+    fast = run(Decoder(config, params, num_ids=VOCABULARY.size), prompts, steps, Sampling())
+    slow = run(SequentialDecoder(config, params, VOCABULARY.size), prompts, steps, Sampling())
+    for a, b in zip(fast, slow, strict=True):
+        assert a.ids == b.ids
+        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-4)
+
+
 def test_seeds_differ_and_repeat(decoder):
     assert run(decoder, PROMPTS, seed=1) == run(decoder, PROMPTS, seed=1)
     assert run(decoder, PROMPTS, seed=1)[0].ids != run(decoder, PROMPTS, seed=2)[0].ids

@@ -29,11 +29,10 @@ class Carry(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Tokens drawn by one call, on the host: ids and log-probabilities [n,B], and rows that had ended before each."""
+    """Tokens drawn by one call, on the host: ids and log-probabilities [n,B], also of rows that have ended."""
 
     tokens_nB: np.ndarray
     logprobs_nB: np.ndarray
-    done_nB: np.ndarray
 
 
 class Decoder:
@@ -117,8 +116,7 @@ def _start(config, mode, sampling, num_ids, stop_id, capacity, params: Params, t
     y_BTD, state = prefill(config, params, tokens_BT, starts_B, capacity, mode)
     positions_B = state.slot - starts_B
     tokens_B, logprobs_B = sample(sampling, stagformer.logits(params, y_BTD[:, -1]), keys_B, positions_B, num_ids)
-    before_B = jnp.zeros(tokens_B.shape, bool)
-    return Carry(state, tokens_B, _ends(tokens_B, stop_id)), (tokens_B, logprobs_B, before_B)
+    return Carry(state, tokens_B, _ends(tokens_B, stop_id)), (tokens_B, logprobs_B)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), donate_argnames="carry")
@@ -126,11 +124,7 @@ def _go_on(config, mode, sampling, num_ids, stop_id, placed: DecodeParams, carry
     """Draw `count` tokens a row; buffers have the longest chunk's size, so that every count is one program."""
     step = functools.partial(decode_step, config, sources(config, mode), placed)
     B = carry.tokens_B.shape[0]
-    drawn_nB = (
-        jnp.zeros((MAX_CHUNK, B), jnp.int32),
-        jnp.zeros((MAX_CHUNK, B), jnp.float32),
-        jnp.zeros((MAX_CHUNK, B), bool),
-    )
+    drawn_nB = (jnp.zeros((MAX_CHUNK, B), jnp.int32), jnp.zeros((MAX_CHUNK, B), jnp.float32))
 
     def body(n, loop):
         carry, drawn_nB = loop
@@ -140,7 +134,7 @@ def _go_on(config, mode, sampling, num_ids, stop_id, placed: DecodeParams, carry
         )
         drawn_nB = tuple(
             jax.lax.dynamic_update_index_in_dim(buffer, new, n, 0)
-            for buffer, new in zip(drawn_nB, (tokens_B, logprobs_B, carry.done_B), strict=True)
+            for buffer, new in zip(drawn_nB, (tokens_B, logprobs_B), strict=True)
         )
         return Carry(state, tokens_B, carry.done_B | _ends(tokens_B, stop_id)), drawn_nB
 

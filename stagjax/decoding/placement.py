@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from stagjax.config import ModelConfig
 from stagjax.errors import UserError
-from stagjax.model.stagformer import Params, stack_params
+from stagjax.model.stagformer import Params, weight_sets
 
 PARALLEL, RECURRENT = "parallel", "recurrent"
 
@@ -23,7 +23,9 @@ class Stack(NamedTuple):
 class DecodeParams(NamedTuple):
     """Parameters in the compute dtype, unstacked: a step reads each array once and slices none.
 
-    The float32 embedding and its copy in the compute dtype are one array where the two dtypes agree.
+    Attributes:
+      shared: what all stacks use: embedding, position_embedding and, where there is one, combine.
+      stacks: those that run in a step. Passes that share weights hold the same arrays, not copies.
     """
 
     shared: dict[str, Any]
@@ -55,25 +57,39 @@ def check_mode(config: ModelConfig, mode: str) -> None:
         )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
 def place(config: ModelConfig, params: Params, mode: str = PARALLEL) -> DecodeParams:
     """Return the decoding form of `params`: layers unstacked, matrices in the compute dtype.
 
     Norm scales and position embedding stay float32: they are small, and their sums are taken in float32.
     """
-    running = range(config.num_stacks) if mode == PARALLEL else (config.num_stacks - 1,)
-    dtype = jnp.dtype(config.compute_dtype)
-    shared = {name: leaf for name, leaf in params.items() if name not in ("blocks", "cross", "out_norm")}
+    shared, blocks_WL, cross_XL, norms_W = _unstack(config, params)
     stacks = []
-    for s in running:
-        blocks_L, cross_L, out_norm = stack_params(config, params, s)
-        layers = []
-        for l in range(config.layers_per_stack):
-            block, cross = jax.tree.map(lambda leaf: _cast(leaf[l], dtype), (blocks_L, cross_L))  # noqa: B023
-            layers.append((block, cross))
-        stacks.append(Stack(tuple(layers), out_norm))
+    for s in range(config.num_stacks) if mode == PARALLEL else (config.num_stacks - 1,):
+        w, x = weight_sets(config, s)
+        cross_L = (None,) * config.layers_per_stack if x is None else cross_XL[x]
+        stacks.append(Stack(tuple(zip(blocks_WL[w], cross_L, strict=True)), norms_W[w]))
     return DecodeParams(shared, tuple(stacks))
 
 
-def _cast(leaf: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    return leaf.astype(dtype) if leaf.ndim > 1 else leaf
+@functools.partial(jax.jit, static_argnums=0)
+def _unstack(config: ModelConfig, params: Params) -> tuple[Params, list, list, list]:
+    dtype = jnp.dtype(config.compute_dtype)
+
+    def at(tree: Params, *index: int) -> Params:
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: _cast(path, leaf[index], dtype), tree)
+
+    def layers(tree: Params, sets: int) -> list[list[Params]]:
+        return [[at(tree, number, l) for l in range(config.layers_per_stack)] for number in range(sets)]
+
+    shared = {name: leaf for name, leaf in params.items() if name not in ("blocks", "cross", "out_norm")}
+    shared["embedding"] = shared["embedding"].astype(dtype)
+    return (
+        shared,
+        layers(params["blocks"], config.num_weight_sets),
+        layers(params["cross"], config.num_cross_sets) if config.num_cross_sets else [],
+        [at(params["out_norm"], w) for w in range(config.num_weight_sets)],
+    )
+
+
+def _cast(path: tuple, leaf: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    return leaf if path[-1].key == "scale" else leaf.astype(dtype)

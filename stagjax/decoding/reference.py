@@ -45,7 +45,7 @@ class SequentialDecoder:
             new_B, logprobs_B = _draw(
                 self.config, sampling, self.num_ids, self.params, tokens_BS, jnp.asarray(starts_B), keys_B, slot
             )
-            stopped = yield Chunk(np.asarray(new_B)[None], np.asarray(logprobs_B)[None], done_B[None])
+            stopped = yield Chunk(np.asarray(new_B)[None], np.asarray(logprobs_B)[None])
             done_B = done_B | (np.asarray(new_B) == stop_id)
             if stopped is not None:
                 done_B = done_B | stopped

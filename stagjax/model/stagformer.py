@@ -91,10 +91,16 @@ def forward(
 
 def stack_params(config: ModelConfig, params: Params, s: int) -> tuple[Params, Params | None, Params]:
     """Return stack s's (blocks [L,...], cross [L,...] or None for stack 0, out_norm)."""
-    w = 0 if config.shared_weights else s
-    x = 0 if config.shared_weights else s - 1
+    w, x = weight_sets(config, s)
     at = lambda index, tree: jax.tree.map(lambda leaf: leaf[index], tree)
-    return at(w, params["blocks"]), at(x, params["cross"]) if s > 0 else None, at(w, params["out_norm"])
+    return at(w, params["blocks"]), None if x is None else at(x, params["cross"]), at(w, params["out_norm"])
+
+
+def weight_sets(config: ModelConfig, s: int) -> tuple[int, int | None]:
+    """Return which weight set stack s uses, and which of cross-attention (None for stack 0)."""
+    if config.shared_weights:
+        return 0, 0 if s > 0 else None
+    return s, s - 1 if s > 0 else None
 
 
 def run_stack(
@@ -143,9 +149,14 @@ def row_attends(config: ModelConfig, segment_ids_BT: jax.Array, keep: bool = Fal
 
 
 def embed(config: ModelConfig, params: Params, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
-    """Return e = sqrt(D) E[token] + Pos[position] in the compute dtype."""
-    x_BTD = params["embedding"][tokens_BT] * config.model_dim**0.5 + params["position_embedding"][positions_BT]
-    return x_BTD.astype(config.compute_dtype)
+    """Return e = sqrt(D) E[token] + Pos[position] in the compute dtype.
+
+    E is read as the logits read it, rounded to the compute dtype, so that decoding needs one table only; rounding what
+    was looked up, and not the table, keeps the sum of its gradient in float32. The rest is float32 (or wider).
+    """
+    dtype = jnp.dtype(config.compute_dtype)
+    e_BTD = params["embedding"][tokens_BT].astype(dtype).astype(jnp.promote_types(dtype, jnp.float32))
+    return (e_BTD * config.model_dim**0.5 + params["position_embedding"][positions_BT]).astype(dtype)
 
 
 def readout(config: ModelConfig, params: Params, stacks: Sequence[jax.Array]) -> jax.Array:

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from stagjax.decoding.loop import teacher_forced_logits
+from stagjax.decoding.placement import place, sources
+from stagjax.decoding.prefill import prefill
 from stagjax.decoding.reference import sequential_logits, sequential_recurrent_logits
+from stagjax.decoding.step import decode_step
 from tests.variants import RECURRENT, VARIANTS, every_combination, params_of, tiny, tokens_of
 
 T, PROMPT = 14, 4
@@ -86,9 +89,6 @@ def test_every_combination_of_features_decodes_as_it_is_trained():
 
 def test_within_a_step_no_stack_waits_for_another():
     """With lag >= 1 a stack's output has no path from another stack's output of the same step; with lag 0 it has."""
-    from stagjax.decoding.placement import place, sources
-    from stagjax.decoding.prefill import prefill
-    from stagjax.decoding.step import decode_step
 
     def influence_of_first_stack_on_last_output(lag):
         config = tiny(lag=lag)
@@ -107,6 +107,17 @@ def test_within_a_step_no_stack_waits_for_another():
     assert influence_of_first_stack_on_last_output(1) == 0
     assert influence_of_first_stack_on_last_output(2) == 0
     assert influence_of_first_stack_on_last_output(0) > 0
+
+
+def test_passes_that_share_weights_hold_them_once():
+    config = tiny(shared_weights=True, num_stacks=3, compute_dtype="bfloat16")
+    first, second, third = place(config, params_of(config)).stacks
+    for one, other in ((first, second), (second, third)):
+        assert one.layers[1][0]["mlp"]["gate"] is other.layers[1][0]["mlp"]["gate"]
+    assert second.layers[0][1]["attention"]["query"] is third.layers[0][1]["attention"]["query"]
+    assert first.layers[0][1] is None
+    assert first.layers[0][0]["mlp"]["gate"].dtype == jnp.bfloat16
+    assert first.layers[0][0]["self_norm"]["scale"].dtype == jnp.float32
 
 
 def test_lag_two_hands_over_what_is_two_steps_old():

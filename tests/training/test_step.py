@@ -99,6 +99,8 @@ def test_metrics_are_what_their_names_say(batch):
     config = config_of(warmup_steps=2, learning_rate=1e-2, steps=10)
     _, (first, second, third) = run_steps(config, batch)
     assert float(first["tokens"]) == batch["loss_weights"].sum()
+    nats = float(sum_nats(config, create_state(config)["params"], batch))
+    assert float(first["loss"]) == pytest.approx(nats / batch["loss_weights"].sum(), rel=1e-5)
     with_bytes = (batch["targets"] >= 3).sum()
     assert float(first["bits_per_byte"]) == pytest.approx(
         float(first["loss"] * first["tokens"]) / np.log(2) / with_bytes, rel=1e-5

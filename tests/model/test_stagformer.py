@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stagjax.model import stagformer
-from stagjax.model.attention import causal_attention, masked_attention, shift_memory
+from stagjax.model.attention import shift_memory
 from stagjax.model.layers import Rotary
 from tests.variants import VARIANTS, every_combination, params_of, tiny, tokens_of
 
@@ -171,15 +171,3 @@ def test_initialisation_has_the_stated_scales():
     first, second = block["mlp"]["gate"]
     assert not jnp.array_equal(first, second)
     assert not jnp.array_equal(first[0], first[1])
-
-
-@pytest.mark.parametrize("window", [None, 1, 7, 40])
-@pytest.mark.parametrize("length", [1, 16, 50])
-def test_blocks_of_queries_change_nothing(window, length):
-    keys = jax.random.split(jax.random.key(0), 3)
-    q, k, v = (jax.random.normal(key, (2, length, heads, 8)) for key, heads in zip(keys, (4, 2, 2), strict=True))
-    segments_BT = jnp.sort(jax.random.randint(keys[0], (2, length), 0, 3), axis=-1)
-    t, s = jnp.arange(length)[:, None], jnp.arange(length)[None, :]
-    visible = (s <= t) & (t - s < (window or length)) & (segments_BT[:, :, None] == segments_BT[:, None, :])
-    expected = masked_attention(q, k, v, visible)
-    np.testing.assert_allclose(causal_attention(q, k, v, segments_BT, window, block=16), expected, atol=1e-6)

@@ -84,29 +84,32 @@ def cache_bytes(config: ModelConfig, context: int, recurrent: bool = False) -> d
 
 
 def training_memory(config: Config) -> dict[str, int]:
-    """Estimate the bytes that a training step needs on one device without sharding; activations are approximate.
+    """Estimate the bytes that a training step needs on one device without sharding, with attention in plain XLA.
 
-    Parameters, gradients and the two Adam moments are float32. Activations: what the backward pass reads, plus one
-    chunk of logits and of its gradient.
+    Parameters, gradients and the two Adam moments are float32 and exact. Activations are what the backward pass reads
+    and one and a half layers of what it computes with; logits are a chunk of them and of its gradient. Within a factor of
+    1.5 of what XLA's CPU compiler allocates for the models of experiments/stdlib.py (a test compares them).
     """
     model, training = config.model, config.training
     total = count_parameters(model).total
-    width = jnp.dtype(model.compute_dtype).itemsize
-    tokens = training.global_batch // training.accumulation * config.data.row_length
-    D, F, NH, KH = model.model_dim, model.ff_dim, model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    attention = 2 * D + 2 * NH + 2 * KH
-    layer = 2 * D + attention + 3 * F
-    cross_stacks = model.num_stacks - 1
-    per_token = model.num_stacks * layer + cross_stacks * (attention + D)
-    if training.remat == "layer":
-        activations = tokens * width * (model.num_stacks * model.layers_per_stack * D + layer)
-    else:
-        activations = tokens * width * model.layers_per_stack * per_token
+    T = config.data.row_length
+    tokens = training.global_batch // training.accumulation * T
+    D, NH, KH = model.model_dim, model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+
+    def attention(window: int | None) -> float:
+        scores = 0 if window == 1 else model.num_heads * min(T, window or T, T / 2 + 64)
+        return 2 * D + 3 * NH + 4 * KH + scores
+
+    layer = attention(None) + 5 * D + 6 * model.ff_dim
+    cross = attention(model.cross_window) + D
+    layers, cross_layers = model.num_stacks * model.layers_per_stack, (model.num_stacks - 1) * model.layers_per_stack
+    working = 1.5 * (layer + (cross if cross_layers else 0))
+    kept = layers * D if training.remat == "layer" else layers * layer + cross_layers * cross
     return {
         "parameters": 4 * total,
         "gradients": 4 * total,
         "optimizer": 8 * total,
-        "activations": activations,
+        "activations": int(tokens * jnp.dtype(model.compute_dtype).itemsize * (kept + working)),
         "logits": 2 * 4 * (tokens // training.loss_chunks) * model.vocab_size,
     }
 

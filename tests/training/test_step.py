@@ -12,9 +12,11 @@ from stagjax.config import Config, DataConfig, TrainingConfig
 from stagjax.data.loader import RowLoader
 from stagjax.data.packing import pack
 from stagjax.data.vocabulary import EOS
+from stagjax.experiment import load_config
 from stagjax.model import stagformer
+from stagjax.model.accounting import training_memory
 from stagjax.training.optimizer import decayed, learning_rate_schedule, make_optimizer
-from stagjax.training.state import create_state
+from stagjax.training.state import abstract_state, create_state
 from stagjax.training.step import make_train_step, sum_nats
 from tests.variants import VARIANTS, tiny
 
@@ -156,3 +158,17 @@ def test_float32_parameters_stay_float32_under_bfloat16_compute(batch):
     state, metrics = run_steps(config, batch, 1)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state["params"])} == {"float32"}
     assert metrics[0]["loss"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("changes", [{"training.remat": "layer"}, {"training.global_batch": 16}])
+@pytest.mark.parametrize("variant", ["baseline_6", "separate_2x3"])
+def test_the_memory_estimate_is_near_what_the_compiler_allocates(variant, changes):
+    config = load_config(f"experiments/stdlib.py:{variant}", [f"{name}={value}" for name, value in changes.items()])
+    shape = (config.training.global_batch, config.data.row_length)
+    batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in ("inputs", "targets", "positions", "segment_ids")}
+    batch["loss_weights"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+    step = jax.jit(make_train_step(config), donate_argnums=0)
+    compiled = step.lower(abstract_state(config), batch, jax.ShapeDtypeStruct((259,), jnp.float32)).compile()
+    used = compiled.memory_analysis()
+    allocated = used.argument_size_in_bytes + used.temp_size_in_bytes
+    assert 1 / 1.5 < sum(training_memory(config).values()) / allocated < 1.5

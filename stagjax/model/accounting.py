@@ -87,8 +87,8 @@ def training_memory(config: Config) -> dict[str, int]:
     """Estimate the bytes that a training step needs on one device without sharding, with attention in plain XLA.
 
     Parameters, gradients and the two Adam moments are float32 and exact. Activations are what the backward pass reads
-    and one and a half layers of what it computes with; logits are a chunk of them and of its gradient. Within a factor of
-    1.5 of what XLA's CPU compiler allocates for the models of experiments/stdlib.py (a test compares them).
+    and one and a half layers of what it computes with; logits are a chunk of them and of its gradient. Within a factor
+    of 1.5 of what XLA's CPU compiler allocates for the models of experiments/stdlib.py (a test compares them).
     """
     model, training = config.model, config.training
     total = count_parameters(model).total

@@ -19,7 +19,7 @@ def variants():
         yield from (f"experiments/{corpus}.py:{name}" for name in module.VARIANTS)
 
 
-@pytest.mark.parametrize("spec", variants())
+@pytest.mark.parametrize("spec", list(variants()))
 def test_the_training_step_of_every_experiment_can_be_traced_at_full_size(spec):
     config = load_config(spec)
     shape = (config.training.global_batch, config.data.row_length)

@@ -61,8 +61,13 @@ def run(args: argparse.Namespace) -> None:
     start_up()
     lm = load(args.workdir, _step(args.checkpoint))
     streamed = len(prompts) == 1
-    if streamed:
-        _write(prompts[0])
+    unwritten = prompts[:1]  # the prompt goes before the first text, once it is known to be a good one
+
+    def stream(text: str) -> None:
+        sys.stdout.write("".join([*unwritten, text]))
+        sys.stdout.flush()
+        unwritten.clear()
+
     begun = time.perf_counter()
     results = lm.generate(
         prompts,
@@ -74,11 +79,11 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
         stop=args.stop,
         chunk=args.chunk,
-        on_text=(lambda _, text: _write(text)) if streamed else None,
+        on_text=(lambda _, text: stream(text)) if streamed else None,
     )
     seconds = time.perf_counter() - begun
     if streamed:
-        _write("\n")
+        stream("\n")
     for index, result in enumerate(results):
         if not streamed:
             print(f"--- prompt {index + 1}\n{result.prompt}{result.text}")
@@ -109,7 +114,10 @@ def _read_prompts(path: pathlib.Path) -> list[str]:
         prompts = []
         for number, line in enumerate(lines, 1):
             try:
-                prompts.append(json.loads(line)["prompt"])
+                prompt = json.loads(line)["prompt"]
+                if not isinstance(prompt, str):
+                    raise TypeError("prompt is not a string")
+                prompts.append(prompt)
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f'{path}:{number} is not {{"prompt": "..."}} in JSON; correct the line') from error
     if not prompts:
@@ -125,11 +133,6 @@ def _step(checkpoint: str | None) -> str | int | None:
     if not checkpoint.isdecimal():
         raise UserError(f"--checkpoint={checkpoint} is neither best, latest nor a step")
     return int(checkpoint)
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 def _write_json(path: pathlib.Path, step: int, args: argparse.Namespace, results: list[Any]) -> None:

@@ -127,11 +127,14 @@ def row_keys(prompt_ids: Sequence[Sequence[int]], seed: int) -> jax.Array:
 
 
 def _prompt_ids(config: ModelConfig, vocabulary: Vocabulary, prompt: str, max_new_tokens: int) -> list[int]:
-    ids = [BOS, *map(int, vocabulary.encode(prompt))]
+    shown = ascii(prompt if len(prompt) <= 40 else prompt[:37] + "...")
+    try:
+        ids = [BOS, *map(int, vocabulary.encode(prompt))]
+    except ValueError as error:
+        raise UserError(f"prompt {shown} is not Unicode text: {error}; give valid UTF-8") from error
     if len(ids) + max_new_tokens > config.max_length:
-        shown = prompt if len(prompt) <= 40 else prompt[:37] + "..."
         raise UserError(
-            f"prompt {shown!r} has {len(ids)} tokens with BOS; with max_new_tokens={max_new_tokens} that is over "
+            f"prompt {shown} has {len(ids)} tokens with BOS; with max_new_tokens={max_new_tokens} that is over "
             f"model.max_length={config.max_length}; shorten the prompt, or ask for at most "
             f"{max(config.max_length - len(ids), 0)}"
         )

@@ -85,6 +85,7 @@ def test_bad_input_is_one_line_and_status_2(argv, message, tmp_path, capsys):
     [
         (["--prompt=" + "x" * 200], "is over model.max_length=128"),
         (["--prompt=x", "--decoding=paralel"], "did you mean 'parallel'"),
+        (["--prompt=\udcff"], r"prompt '\udcff' is not Unicode text"),
         (["--prompt=x", "--checkpoint=999"], "there is no checkpoint 999"),
         (["--prompt=x", "--top-p=2"], "top_p=2.0 is outside"),
         (["--prompt=x", "--json=/proc/x.json", "--max-new-tokens=2"], "cannot write /proc/x.json"),
@@ -128,6 +129,9 @@ def test_prompts_from_a_file_are_one_batch(workdir, tmp_path, capsys):
     lines.write_text('{"prompt": "a"}\n{"text": "b"}\n')
     assert main(["generate", f"--workdir={workdir}", f"--prompts-file={lines}"]) == 2
     assert "prompts.jsonl:2" in last_line(capsys)
+    lines.write_text('{"prompt": 5}\n')
+    assert main(["generate", f"--workdir={workdir}", f"--prompts-file={lines}"]) == 2
+    assert "prompts.jsonl:1" in last_line(capsys)
 
 
 def test_a_vocabulary_that_was_trained_with_is_kept_with_the_run(tmp_path, capsys):

@@ -17,8 +17,8 @@ from tests.variants import RECURRENT, VARIANTS, every_combination, params_of, ti
 T, PROMPT = 14, 4
 
 # bfloat16 keeps 8 bits: decode and teacher-forced logits differ by rounding in another order. Largest difference
-# as a share of the largest logit; measured over all variants: up to 0.019.
-BFLOAT16_TOLERANCE = 0.04
+# as a share of the largest logit; measured on these models: 0.003 to 0.007.
+BFLOAT16_TOLERANCE = 0.015
 
 decoded = jax.jit(teacher_forced_logits, static_argnums=(0, 3, 4))
 expected = jax.jit(sequential_logits, static_argnums=0)

@@ -25,7 +25,7 @@ def init_state(config: Config) -> TrainState:
 
 def create_state(config: Config) -> TrainState:
     """Return `init_state` computed by one compiled program."""
-    # On a CPU, optimising the generator of every parameter takes ten times as long as running all of them once.
+    # On a CPU, optimising a program that runs once for 0.1 s takes 12 s instead of 2 (separate_2x3,runlocal).
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(lambda: init_state(config), compiler_options=options)()
 

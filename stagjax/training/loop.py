@@ -32,14 +32,10 @@ class Summary:
     Attributes:
       step: the last step, saved.
       validation: "loss" (nats per token) and "bits_per_byte" at that step; empty if the run had ended before.
-      tokens_per_second: median over the logged intervals of this process, None if there was none.
-      compile_seconds: spent on compiling (or reading a compiled program back).
     """
 
     step: int
     validation: dict[str, float]
-    tokens_per_second: float | None
-    compile_seconds: float
 
 
 def train(config: Config, workdir: pathlib.Path) -> Summary:
@@ -90,8 +86,6 @@ class _Run:
         self.loader = RowLoader(corpus.train, config.training.global_batch, config.training.seed)
         peak = peak_flops(jax.devices()[0])
         self.flops_share = peak and training_flops(config.model, config.data.row_length) / peak
-        self.speeds: list[float] = []
-        self.compile_seconds = 0.0
 
     def go(self, state: TrainState | None, step: int) -> Summary:
         """Run from `state`, that of `step`, to the last step."""
@@ -100,7 +94,7 @@ class _Run:
             self.progress.note(f"going on from step {step}")
         if step >= training.steps:
             self.progress.note(f"step {training.steps} is the last one: there is nothing left to train")
-            return Summary(step, {}, None, 0.0)
+            return Summary(step, {})
         state = self._compile(state)
         validation: dict[str, float] = {}
         pending = None
@@ -126,8 +120,7 @@ class _Run:
             raise self.interrupts.error(step)
         self.progress.phase("saving")
         self.checkpoints.wait()
-        speed = float(np.median(self.speeds)) if self.speeds else None
-        return Summary(step, validation, speed, self.compile_seconds)
+        return Summary(step, validation)
 
     def _compile(self, state: TrainState | None) -> TrainState:
         self.progress.phase("compiling")
@@ -142,9 +135,9 @@ class _Run:
         self.validation_step = (
             jax.jit(make_validation_step(self.config)).lower(state["params"], batch, self.byte_lengths_V).compile()
         )
-        self.compile_seconds = time.perf_counter() - begun
-        self.writer.write(int(state["step"]), {"compile/seconds": self.compile_seconds})
-        self.progress.note(f"compiled in {self.compile_seconds:.1f} s")
+        seconds = time.perf_counter() - begun
+        self.writer.write(int(state["step"]), {"compile/seconds": seconds})
+        self.progress.note(f"compiled in {seconds:.1f} s")
         self.progress.phase("training")
         return state
 
@@ -157,7 +150,6 @@ class _Run:
         self.clock.tokens += metrics.pop("tokens")
         if step % self.config.training.log_every == 0 or step == self.config.training.steps:
             metrics["tokens_per_second"] = self.clock.speed()
-            self.speeds.append(metrics["tokens_per_second"])
             if self.flops_share:
                 metrics["mfu"] = metrics["tokens_per_second"] * self.flops_share
             self.writer.write(step, {f"train/{name}": value for name, value in metrics.items()})

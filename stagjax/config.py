@@ -212,16 +212,43 @@ class TrainingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the axes of the training mesh. A resumed run may change all of them: batches stay the same.
+
+    Attributes:
+      data: groups that hold a copy of the parameters each.
+      fsdp: devices among which parameters and optimizer state are divided; None for all that the others leave.
+      stack: 1; more only where stacks are pipelined.
+      tensor: devices among which heads, hidden units and the vocabulary are divided.
+    """
+
+    data: int = free(1)
+    fsdp: int | None = free(None)
+    stack: int = free(1)
+    tensor: int = free(1)
+
+    def check(self) -> None:
+        """Raise `UserError` for sizes below one."""
+        for field in ("data", "stack", "tensor"):
+            _at_least(self, "mesh", field, 1)
+        if self.fsdp is not None:
+            _at_least(self, "mesh", "fsdp", 1)
+        if self.stack != 1:
+            raise UserError(f"mesh.stack={self.stack} is not supported in training; use 1, and mesh.fsdp for the rest")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One experiment, resolved: what the workdir stores and what a resumed run is compared with."""
 
     model: ModelConfig
     data: DataConfig
     training: TrainingConfig
+    mesh: MeshConfig = MeshConfig()
 
     def check(self) -> None:
         """Raise `UserError` for the first rule that a field or a pair of fields breaks."""
-        for section in (self.model, self.data, self.training):
+        for section in (self.model, self.data, self.training, self.mesh):
             section.check()
         if self.data.row_length > self.model.max_length:
             raise UserError(
@@ -252,8 +279,9 @@ class Config:
             if name not in types:
                 raise unknown("config section", name, types)
             sections[name] = _section(types[name], name, value)
-        for name in types:
-            if name not in sections:
+        for field in dataclasses.fields(cls):
+            name = field.name
+            if name not in sections and field.default is dataclasses.MISSING:
                 raise UserError(f"config section {name!r} is missing; a config has {', '.join(types)}")
         config = cls(**sections)
         config.check()

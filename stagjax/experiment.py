@@ -105,5 +105,7 @@ def _assign(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> Non
         section, _, field = key.partition(".")
         if section not in fields or field not in fields[section]:
             raise unknown("config field", key, [f"{s}.{f}" for s, names in fields.items() for f in names])
-        with config.ignore_type():
+        if section not in config:
+            config[section] = ml_collections.ConfigDict()
+        with config.ignore_type(), config.unlocked():
             config[section][field] = value

@@ -3,5 +3,12 @@
 import os
 
 # Tests compile many tiny programs once: optimising them costs more than it gives (measured: half the compile time).
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+FLAGS = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# This process has eight devices, for whatever is placed on a mesh; the processes that tests start have one.
+os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_force_host_platform_device_count=8"
+import jax  # noqa: E402
+
+jax.devices()
+os.environ["XLA_FLAGS"] = FLAGS

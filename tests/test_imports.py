@@ -11,9 +11,9 @@ ROOT = pathlib.Path(__file__).parent.parent / "stagjax"
 
 # Lower may not import higher. What stands on one level may import each other.
 LEVELS = [
-    {"errors", "files", "host_memory", "__init__"},
+    {"errors", "files", "host_memory", "hardware", "__init__"},
     {"config"},
-    {"experiment"},
+    {"experiment", "mesh", "sharding"},
     {"distributed", "fingerprint"},
     {"model", "data"},
     {"decoding", "checkpoint", "stored", "reporting"},

@@ -13,22 +13,6 @@ import jax.numpy as jnp
 from stagjax.config import Config, ModelConfig
 from stagjax.model.stagformer import abstract_params
 
-# Dense bfloat16 FLOP/s of one chip, by a part of its `device_kind`; vendors' data sheets.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 2307e12,
-    "A100": 312e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H200": 989e12,
-}
-
 
 class Parameters(NamedTuple):
     """Parameter counts: everything, one stack's own layers and norm, and all cross-attention together."""
@@ -112,14 +96,6 @@ def training_memory(config: Config) -> dict[str, int]:
         "activations": int(tokens * jnp.dtype(model.compute_dtype).itemsize * (kept + working)),
         "logits": 2 * 4 * (tokens // training.loss_chunks) * model.vocab_size,
     }
-
-
-def peak_flops(device: jax.Device) -> float | None:
-    """Return the dense bfloat16 peak of a device in FLOP/s, None where it is not known (a CPU)."""
-    for kind, peak in PEAK_FLOPS.items():
-        if kind.lower() in device.device_kind.lower():
-            return peak
-    return None
 
 
 def _flops(config: ModelConfig, passes: int, self_slots: float, cross_slots: float, recurrent: bool = False) -> float:

@@ -17,7 +17,8 @@ from stagjax.config import Config
 from stagjax.data.corpus import Corpus, load_corpus
 from stagjax.data.loader import RowLoader, validation_batches
 from stagjax.errors import RunFailed
-from stagjax.model.accounting import peak_flops, training_flops
+from stagjax.hardware import chip_of
+from stagjax.model.accounting import training_flops
 from stagjax.reporting.metrics import MetricWriter
 from stagjax.reporting.progress import Progress
 from stagjax.training.interrupts import Interrupts
@@ -84,7 +85,8 @@ class _Run:
         self.byte_lengths_V = np.zeros(config.model.vocab_size, np.float32)
         self.byte_lengths_V[: corpus.vocabulary.size] = corpus.vocabulary.byte_lengths
         self.loader = RowLoader(corpus.train, config.training.global_batch, config.training.seed)
-        peak = peak_flops(jax.devices()[0])
+        chip = chip_of(jax.devices()[0])
+        peak = chip and chip.flops * jax.device_count()
         self.flops_share = peak and training_flops(config.model, config.data.row_length) / peak
 
     def go(self, state: TrainState | None, step: int) -> Summary:

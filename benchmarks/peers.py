@@ -188,6 +188,7 @@ def _stagjax_tasks(threads: int) -> dict[str, Callable[[], Callable[[], None]]]:
 
     from stagjax.config import Config, DataConfig, ModelConfig, TrainingConfig
     from stagjax.decoding.loop import Decoder
+    from stagjax.decoding.placement import make_placement
     from stagjax.decoding.sampling import Sampling
     from stagjax.model.stagformer import init_params
     from stagjax.training.state import init_state
@@ -195,7 +196,7 @@ def _stagjax_tasks(threads: int) -> dict[str, Callable[[], Callable[[], None]]]:
 
     def decode(shape: dict[str, Any]) -> Callable[[], None]:
         config = ModelConfig(**shape)
-        decoder = Decoder(config, init_params(config, jax.random.key(0)))
+        decoder = Decoder(make_placement(config), init_params(config, jax.random.key(0)))
         prompt_BT, keys_B = np.arange(3, 3 + PROMPT, dtype=np.int32)[None], jax.random.split(jax.random.key(0), 1)
 
         def run() -> None:

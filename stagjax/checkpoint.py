@@ -167,18 +167,21 @@ class Checkpoints:
             return None
         return self._first_whole(step, lambda path: read_state(path, abstract_state))
 
-    def restore_params(self, step: int | str | None = None) -> tuple[Any, dict[str, Any]]:
-        """Read `state["params"]` alone, onto the default device.
+    def restore_params(
+        self, step: int | str | None = None, layout: Callable[[Any], Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Read `state["params"]` alone.
 
         Args:
           step: a step, "best", or "latest" (as None), which passes over damaged checkpoints.
+          layout: from the parameters' shapes to their shardings; None for the default device.
 
         Raises:
           UserError: no such checkpoint.
           RunFailed: it is damaged.
         """
         self.wait()
-        return self._first_whole(self._resolve(step), read_params)
+        return self._first_whole(self._resolve(step), lambda path: read_params(path, layout))
 
     def read_metadata(self, step: int | str | None = None) -> dict[str, Any]:
         """Return a checkpoint's metadata without reading its arrays; arguments and errors as `restore_params`."""

@@ -9,14 +9,17 @@ from stagjax.config import Config
 from stagjax.data.vocabulary import Vocabulary, load_vocabulary
 from stagjax.decoding.generation import Generation, generate
 from stagjax.decoding.loop import MAX_CHUNK, Decoder
-from stagjax.decoding.placement import PARALLEL, RECURRENT, check_mode
+from stagjax.decoding.placement import PARALLEL, RECURRENT, check_mode, make_placement
 from stagjax.decoding.reference import SequentialDecoder
 from stagjax.decoding.sampling import Sampling
 from stagjax.errors import UserError, unknown
+from stagjax.mesh import DecodeMesh, decoding_mesh
 from stagjax.model.stagformer import Params
+from stagjax.sharding import stored_shardings
 from stagjax.workdir import VOCABULARY
 
 SEQUENTIAL = "sequential"
+ONE_DEVICE = DecodeMesh()
 
 
 class LanguageModel:
@@ -27,10 +30,13 @@ class LanguageModel:
       params: as the checkpoint holds them, float32.
       vocabulary: between text and ids.
       step: training step of the checkpoint.
+      mesh: sizes of the mesh that it decodes on.
     """
 
-    def __init__(self, config: Config, params: Params, vocabulary: Vocabulary, step: int):
-        self.config, self.params, self.vocabulary, self.step = config, params, vocabulary, step
+    def __init__(
+        self, config: Config, params: Params, vocabulary: Vocabulary, step: int, mesh: DecodeMesh = ONE_DEVICE
+    ):
+        self.config, self.params, self.vocabulary, self.step, self.mesh = config, params, vocabulary, step, mesh
 
     def generate(
         self,
@@ -87,25 +93,32 @@ class LanguageModel:
         check_mode(self.config.model, decoding)
         if decoding == SEQUENTIAL:
             return SequentialDecoder(self.config.model, self.params, self.vocabulary.size)
-        return Decoder(self.config.model, self.params, decoding, self.vocabulary.size)
+        placement = make_placement(self.config.model, self.mesh, mode=decoding)
+        return Decoder(placement, self.params, self.vocabulary.size)
 
 
-def load(workdir: str | pathlib.Path, checkpoint: str | int | None = None) -> LanguageModel:
+def load(
+    workdir: str | pathlib.Path, checkpoint: str | int | None = None, mesh: DecodeMesh | str = ONE_DEVICE
+) -> LanguageModel:
     """Load a trained model.
 
     Args:
       workdir: of `stagjax train`.
       checkpoint: "best" (lowest validation loss), "latest", or a step; None is the best, or the latest if no
         checkpoint was validated.
+      mesh: to decode on, e.g. "stack=2,tensor=4"; one device by default. It need not be the mesh of training.
 
     Raises:
-      UserError: no checkpoint there, no such step, or a vocabulary that cannot be read or is not the one trained with.
+      UserError: a mesh that does not fit the devices, no checkpoint there, no such step, or a vocabulary that cannot
+        be read or is not the one trained with.
     """
     workdir = pathlib.Path(workdir)
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{str(workdir)!r} holds no checkpoints; give the --workdir of a stagjax train run")
     checkpoints = Checkpoints(workdir, keep_last=1, read_only=True)
-    params, metadata = checkpoints.restore_params(checkpoints.best() if checkpoint is None else checkpoint)
+    step = checkpoints.best() if checkpoint is None else checkpoint
+    sizes = DecodeMesh.parse(mesh) if isinstance(mesh, str) else mesh
+    params, metadata = checkpoints.restore_params(step, functools.partial(stored_shardings, decoding_mesh(sizes)))
     config = Config.from_dict(metadata["config"])
     own = workdir / VOCABULARY
     vocabulary = load_vocabulary(str(own) if own.exists() else config.data.vocabulary)
@@ -115,4 +128,4 @@ def load(workdir: str | pathlib.Path, checkpoint: str | int | None = None) -> La
             f"data.vocabulary={config.data.vocabulary!r} is not the file that the model was trained with: "
             f"its hash is {vocabulary.fingerprint[:12]}, not {trained_with[:12]}; put the original back"
         )
-    return LanguageModel(config, params, vocabulary, metadata["step"])
+    return LanguageModel(config, params, vocabulary, metadata["step"], sizes)

@@ -45,13 +45,13 @@ class DecodeMesh:
 
     @classmethod
     def parse(cls, text: str) -> "DecodeMesh":
-        """Read "stack=2,tensor=8"; axes that are not named have size 1.
+        """Read "stack=2,tensor=8"; axes that are not named have size 1, and so have all of an empty text.
 
         Raises:
           UserError: an unknown axis, or a size that is no positive integer.
         """
         sizes = {}
-        for part in text.split(","):
+        for part in filter(None, text.split(",")):
             name, _, size = part.strip().partition("=")
             if name not in DECODING_AXES:
                 raise unknown("mesh axis", name, DECODING_AXES)

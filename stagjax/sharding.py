@@ -132,3 +132,30 @@ def _divides(section: str, field: str, size: int, axis: str, ways: int) -> None:
         usable = ", ".join(str(divisor) for divisor in divisors(size) if divisor <= 256)
         padded = f", or {section}.{field}={-(-size // ways) * ways}" if field == "vocab_size" else ""
         raise UserError(f"{section}.{field}={size} does not divide over mesh.{axis}={ways}; use {usable}{padded}")
+
+
+# The decoding form of the parameters (`stagjax.decoding.placement`): matrices whose first dimension holds the slices'
+# parts one after the other. Looked up by name; the decoding column divides them.
+PLACED: dict[str, tuple[str | None, ...]] = {
+    "embedding": ("vocabulary", None),
+    "position_embedding": (None, None),
+    "alpha": ("stack",),
+    "out_norm": ("stack",),
+    "attention_in": ("stack", "heads"),
+    "attention_out": ("stack heads", None),
+    "cross_query": ("stack", "heads"),
+    "cross_out": ("stack heads", None),
+    "memory_in": ("stack", "kv_heads"),
+    "memory_out": ("stack hidden", None),
+    "gate_up": ("stack", "hidden"),
+    "down": ("stack hidden", None),
+}
+
+
+def placed_spec(name: str) -> PartitionSpec:
+    """Return the `PartitionSpec` of an array of the decoding form."""
+    parts = []
+    for axes in PLACED[name]:
+        names = () if axes is None else tuple(axis for part in axes.split() for axis in TABLE[part].decoding)
+        parts.append(names or None)
+    return PartitionSpec(*parts)

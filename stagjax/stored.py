@@ -6,7 +6,7 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -95,18 +95,22 @@ def read_state(path: epath.Path, abstract_state: Any) -> tuple[Any, dict[str, An
     return _read_verified(path, abstract_state, metadata), metadata
 
 
-def read_params(path: epath.Path) -> tuple[Any, dict[str, Any]]:
-    """Return the parameters, on the default device, and the metadata; nothing else is read.
+def read_params(path: epath.Path, layout: Callable[[Any], Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    """Return the parameters and the metadata; nothing else is read.
+
+    Args:
+      path: of the checkpoint.
+      layout: from the parameters' shapes to their shardings; None for the default device.
 
     Raises:
       DamagedError: the parameters are not what was saved.
     """
     metadata = read_metadata(path)
-    device = jax.config.jax_default_device or jax.local_devices()[0]
-    sharding = jax.sharding.SingleDeviceSharding(device)
     with _as_damage():
         tree = _reader().metadata(path / "state").item_metadata.tree["params"]
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+    shardings = (layout or _on_default_device)(shapes)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     return _read_verified(path, {"params": abstract}, metadata)["params"], metadata
 
 
@@ -135,6 +139,11 @@ def _read_verified(path: epath.Path, abstract: Any, metadata: Mapping[str, Any])
         if metadata["fingerprint"].get(name) != checksum:
             raise DamagedError(f"{name}: not what was saved")
     return restored
+
+
+def _on_default_device(shapes: Any) -> Any:
+    device = jax.config.jax_default_device or jax.local_devices()[0]
+    return jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(device), shapes)
 
 
 def _reader() -> ocp.Checkpointer:

@@ -16,6 +16,7 @@ import numpy as np
 
 from stagjax.config import ModelConfig
 from stagjax.decoding.loop import teacher_forced_logits
+from stagjax.decoding.placement import RECURRENT, make_placement
 from stagjax.model import stagformer
 
 BOUND = 1e-5
@@ -94,7 +95,8 @@ def differences(path: pathlib.Path) -> dict[str, float]:
     tokens_BT, positions_BT, segment_ids_BT = (arrays[name][None] for name in ("tokens", "positions", "segment_ids"))
     with jax.default_matmul_precision("highest"):
         if "prompt_length" in arrays:
-            logits_BTV = teacher_forced_logits(config, params, tokens_BT, int(arrays["prompt_length"]), "recurrent")
+            placement = make_placement(config, mode=RECURRENT)
+            logits_BTV = teacher_forced_logits(placement, params, tokens_BT, int(arrays["prompt_length"]))
             return {"logits": relative(logits_BTV[0], arrays["logits"])}
         stacks, logits_BTV = _predict(config, params, tokens_BT, positions_BT, segment_ids_BT)
     stacks = np.stack([out_BTD[0] for out_BTD in stacks])

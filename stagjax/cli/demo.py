@@ -117,9 +117,10 @@ def _milliseconds_per_token(lm: Any, mode: str) -> float:
     from stagjax.data.vocabulary import BOS
     from stagjax.decoding.generation import row_keys
     from stagjax.decoding.loop import Decoder
+    from stagjax.decoding.placement import make_placement
     from stagjax.decoding.sampling import Sampling
 
-    decoder = Decoder(lm.config.model, lm.params, mode, lm.vocabulary.size)
+    decoder = Decoder(make_placement(lm.config.model, mode=mode), lm.params, lm.vocabulary.size)
     prompt = [BOS, *lm.vocabulary.encode(PROMPT)]
     tokens_BT, starts_B = np.asarray([prompt], np.int32), np.zeros(1, np.int32)
     figures = []
@@ -144,14 +145,15 @@ def _recurrent_bits_per_byte(lm: Any) -> float:
     from stagjax.data.corpus import load_corpus
     from stagjax.data.loader import validation_batches
     from stagjax.decoding.loop import teacher_forced_logits
-    from stagjax.decoding.placement import RECURRENT
+    from stagjax.decoding.placement import RECURRENT, make_placement
 
     corpus = load_corpus(lm.config.data, lm.config.model.vocab_size)
     num_rows = min(lm.config.training.validation_rows or corpus.validation.num_rows, corpus.validation.num_rows)
     (batch,) = validation_batches(corpus.validation, num_rows, num_rows)
     whole = (batch["segment_ids"] == 1).all(axis=1)
-    score = jax.jit(teacher_forced_logits, static_argnums=(0, 3, 4))
-    logits_BTV = score(lm.config.model, lm.params, batch["inputs"][whole], 1, RECURRENT)
+    score = jax.jit(teacher_forced_logits, static_argnums=(0, 3))
+    placement = make_placement(lm.config.model, mode=RECURRENT)
+    logits_BTV = score(placement, lm.params, batch["inputs"][whole], 1)
     nats_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch["targets"][whole])
     return float(nats_BT.sum()) / np.log(2) / corpus.vocabulary.byte_lengths[batch["targets"][whole]].sum()
 

@@ -36,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="parallel (all stacks at once, the default), sequential (the slow reference), "
         "recurrent (shared weights: one pass a token)",
     )
+    parser.add_argument(
+        "--mesh",
+        default="",
+        metavar="stack=P,tensor=N",
+        help="decode on several devices: stack=P gives each of P stacks a slice of its own, tensor=N divides each "
+        "slice's layers over N devices, data=G the rows over G groups; default: one device",
+    )
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy, the default; 1 the model as it is")
     parser.add_argument("--top-k", type=int, metavar="K", help="keep the K most probable tokens")
     parser.add_argument("--top-p", type=float, metavar="P", help="keep the most probable tokens that sum to P")
@@ -59,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     from stagjax.library import load
 
     start_up()
-    lm = load(args.workdir, _step(args.checkpoint))
+    lm = load(args.workdir, _step(args.checkpoint), args.mesh)
     streamed = len(prompts) == 1
     unwritten = prompts[:1]  # the prompt goes before the first text, once it is known to be a good one
 

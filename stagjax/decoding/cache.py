@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from stagjax.model.attention import MASKED
 
@@ -26,19 +27,35 @@ class LayerCache(NamedTuple):
 
 
 class DecodeState(NamedTuple):
-    """Everything that one step takes from the one before.
+    """Everything that one step takes from the one before. On a mesh each chip holds its part (`STATE_SPECS`).
+
+    Passes that run as one (`Placement.passes`) are rows: pass-major, [passes B].
 
     Attributes:
-      caches: for each stack that runs, for each layer, (self-attention's cache, cross-attention's cache or None).
-      history: for each stack that runs, its last `lag` outputs [lag,B,D], oldest first; None where nobody reads them.
+      caches: for each stack of a chip, for each layer, (self-attention's cache, cross-attention's cache or None).
+      memory: for each stack of a chip, the outputs of the previous stack that it has still to read, [n, passes B, D],
+        oldest first; None where nothing is read.
+      outbox: outputs [B,D] that are handed over during the next step; None unless a lag of two or more slices lets
+        them travel for a whole step.
       slot: int32 scalar, the slot that the next token is written to.
       starts_B: first slot of each row.
     """
 
     caches: tuple[tuple[tuple[LayerCache, LayerCache | None], ...], ...]
-    history: tuple[jax.Array | None, ...]
+    memory: tuple[jax.Array | None, ...]
+    outbox: jax.Array | None
     slot: jax.Array
     starts_B: jax.Array
+
+
+# Which part of a state's arrays each chip holds: slices, groups of rows, then chips of a slice.
+STATE_SPECS = DecodeState(
+    caches=PartitionSpec(("stack", "data", "tensor")),
+    memory=PartitionSpec(None, ("stack", "data")),
+    outbox=PartitionSpec(("stack", "data")),
+    slot=PartitionSpec(),
+    starts_B=PartitionSpec("data"),
+)
 
 
 def from_prefill(keys_BTKH: jax.Array, values_BTKH: jax.Array, capacity: int, window: int | None = None) -> LayerCache:
@@ -59,23 +76,41 @@ def attend(
     cache: LayerCache,
     slot: jax.Array,
     starts_B: jax.Array,
-    q_B1NH: jax.Array,
-    k_B1KH: jax.Array,
-    v_B1KH: jax.Array,
+    q_BNH: jax.Array,
+    k_BKH: jax.Array,
+    v_BKH: jax.Array,
+    rows: int = 1,
 ) -> tuple[jax.Array, LayerCache]:
-    """Write one token's key and value at `slot`, then attend to every slot of the row that the cache still holds."""
-    B, _, N, H = q_B1NH.shape
-    K, S = k_B1KH.shape[2], cache.keys_CSH.shape[1]
+    """Write one token's key and value at `slot`, then attend to every slot of the row that the cache still holds.
+
+    Args:
+      cache: of B rows and K kv heads.
+      slot: where all rows write.
+      starts_B: first slot of each row.
+      q_BNH: rotated queries.
+      k_BKH: rotated keys.
+      v_BKH: values.
+      rows: the query heads of a kv head are padded to a multiple of this.
+
+    Returns:
+      heads_BNH in the dtype of v, and the cache.
+    """
+    B, N, H = q_BNH.shape
+    K, S = k_BKH.shape[1], cache.keys_CSH.shape[1]
+    G = N // K
     index = slot % S
     cache = LayerCache(
-        jax.lax.dynamic_update_slice_in_dim(cache.keys_CSH, k_B1KH.reshape(B * K, 1, H), index, axis=1),
-        jax.lax.dynamic_update_slice_in_dim(cache.values_CSH, v_B1KH.reshape(B * K, 1, H), index, axis=1),
+        jax.lax.dynamic_update_slice_in_dim(cache.keys_CSH, k_BKH.reshape(B * K, 1, H), index, axis=1),
+        jax.lax.dynamic_update_slice_in_dim(cache.values_CSH, v_BKH.reshape(B * K, 1, H), index, axis=1),
     )
     held_S = slot - (slot - jnp.arange(S)) % S  # the slot that each index holds; negative where none was written yet
     visible_C1S = jnp.repeat(held_S >= starts_B[:, None], K, axis=0)[:, None]
-    wide = jnp.promote_types(q_B1NH.dtype, jnp.float32)
-    q_CGH = q_B1NH.reshape(B * K, N // K, H)
+    wide = jnp.promote_types(q_BNH.dtype, jnp.float32)
+    q_CGH = jnp.pad(q_BNH.reshape(B * K, G, H), ((0, 0), (0, -G % rows), (0, 0)))
     scores_CGS = jnp.einsum("CGH,CSH->CGS", q_CGH, cache.keys_CSH, preferred_element_type=wide) * H**-0.5
-    weights_CGS = jax.nn.softmax(jnp.where(visible_C1S, scores_CGS, MASKED), axis=-1).astype(v_B1KH.dtype)
-    heads_CGH = jnp.einsum("CGS,CSH->CGH", weights_CGS, cache.values_CSH)
-    return heads_CGH.reshape(B, 1, N, H), cache
+    scores_CGS = jnp.where(visible_C1S, scores_CGS, MASKED)
+    powers_CGS = jnp.exp(scores_CGS - jnp.max(scores_CGS, axis=-1, keepdims=True))
+    total_CG1 = jnp.sum(powers_CGS, axis=-1, keepdims=True)
+    sums_CGH = jnp.einsum("CGS,CSH->CGH", powers_CGS.astype(v_BKH.dtype), cache.values_CSH, preferred_element_type=wide)
+    heads_CGH = (sums_CGH / total_CG1)[:, :G]
+    return heads_CGH.reshape(B, N, H).astype(v_BKH.dtype), cache

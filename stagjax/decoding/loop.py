@@ -1,23 +1,50 @@
-"""The way of a token: prefill, then compiled chunks of decode steps with donated caches."""
+"""The way of a token: prefill, then compiled chunks of decode steps with donated caches.
+
+Every program here is one SPMD program over the placement's mesh; on one device it is that device's whole program.
+"""
 
 import functools
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
-from stagjax.config import ModelConfig
-from stagjax.decoding.cache import DecodeState
-from stagjax.decoding.placement import PARALLEL, DecodeParams, place, sources
-from stagjax.decoding.prefill import prefill
+from stagjax.decoding import step as steps
+from stagjax.decoding.cache import STATE_SPECS, DecodeState
+from stagjax.decoding.placement import (
+    DecodeParams,
+    Placement,
+    abstract_placed,
+    load,
+    place,
+    shardings,
+    specs,
+)
+from stagjax.decoding.prefill import all_y, last_y, prefill
 from stagjax.decoding.sampling import Sampling, sample
-from stagjax.decoding.step import decode_step
-from stagjax.model import stagformer
+from stagjax.decoding.slices import Slices
+from stagjax.errors import UserError
 from stagjax.model.stagformer import Params
 
 MAX_CHUNK = 32
+ROWS, EVERYWHERE = PartitionSpec("data"), PartitionSpec()
+
+
+class Drawing(NamedTuple):
+    """How tokens are drawn: static arguments of the compiled programs.
+
+    Attributes:
+      sampling: temperature and cuts.
+      num_ids: ids of the vocabulary; rows of the embedding beyond them are never drawn.
+      stop_id: a row ends after this token; None never ends one.
+    """
+
+    sampling: Sampling
+    num_ids: int
+    stop_id: int | None = None
 
 
 class Carry(NamedTuple):
@@ -39,16 +66,15 @@ class Decoder:
     """Decodes one model: holds its parameters in decoding form, and the compiled prefill and chunk.
 
     Args:
-      config: the model's shape.
-      params: as a checkpoint holds them.
-      mode: "parallel" (all stacks at once) or "recurrent" (shared weights, one pass a token).
+      placement: which model, in which mode, where (`make_placement`).
+      params: as a checkpoint holds them, whatever their sharding.
       num_ids: ids of the vocabulary; the rest of the embedding is never drawn. Default: all.
     """
 
-    def __init__(self, config: ModelConfig, params: Params, mode: str = PARALLEL, num_ids: int | None = None):
-        self.config, self.params, self.mode = config, params, mode
-        self.num_ids = config.vocab_size if num_ids is None else num_ids
-        self.placed = place(config, params, mode)
+    def __init__(self, placement: Placement, params: Params, num_ids: int | None = None):
+        self.placement = placement
+        self.num_ids = placement.config.vocab_size if num_ids is None else num_ids
+        self.placed = load(self.placement, params)
 
     def chunks(
         self,
@@ -72,10 +98,14 @@ class Decoder:
           keys_B: one PRNG key a row.
           stop_id: a row ends after this token; None never ends one.
           chunk: tokens a call, at most 32; the result does not depend on it.
+
+        Raises:
+          UserError: the rows do not divide over the mesh's "data" axis.
         """
+        check_batch(self.placement, len(starts_B))
         capacity = round_up(tokens_BT.shape[1] + max_new_tokens, 32)
-        statics = (self.config, self.mode, sampling, self.num_ids, stop_id)
-        carry, first = _start(*statics, capacity, self.params, tokens_BT, starts_B, keys_B)
+        drawing = Drawing(sampling, self.num_ids, stop_id)
+        carry, first = _start(self.placement, drawing, capacity, self.placed, tokens_BT, starts_B, keys_B)
         drawn = 1
         stopped = yield Chunk(*(np.asarray(leaf)[None] for leaf in first))
         while drawn < max_new_tokens:
@@ -84,26 +114,99 @@ class Decoder:
             if np.asarray(carry.done_B).all():
                 return
             count = min(chunk, MAX_CHUNK, max_new_tokens - drawn)
-            carry, drawn_nB = _go_on(*statics, self.placed, carry, keys_B, jnp.int32(count))
+            carry, drawn_nB = _go_on(self.placement, drawing, self.placed, carry, keys_B, jnp.int32(count))
             drawn += count
             stopped = yield Chunk(*(np.asarray(leaf)[:count] for leaf in drawn_nB))
 
 
-def teacher_forced_logits(
-    config: ModelConfig, params: Params, tokens_BT: jax.Array, prompt_length: int, mode: str = PARALLEL
-) -> jax.Array:
+def check_batch(placement: Placement, batch: int) -> None:
+    """Raise `UserError` if the rows of a batch do not divide over the mesh's "data" axis."""
+    groups = placement.mesh.shape["data"]
+    if batch % groups:
+        raise UserError(
+            f"a batch of {batch} rows does not divide over mesh.data={groups}; use a multiple of {groups} rows"
+        )
+
+
+def draw_step(
+    placement: Placement, drawing: Drawing, params: DecodeParams, state: DecodeState, tokens_B: jax.Array, keys_B
+) -> tuple[DecodeState, jax.Array, jax.Array]:
+    """Decode one token of every row and draw the next: one chip's part. Return state, tokens_B, logprobs_B."""
+    y_BD, state = steps.decode_step(placement, params, state, tokens_B)
+    return state, *_draw(placement, drawing, params, y_BD, keys_B, state)
+
+
+def start(
+    placement: Placement, drawing: Drawing, capacity: int, params: DecodeParams, tokens_BT, starts_B, keys_B
+) -> tuple[Carry, tuple[jax.Array, jax.Array]]:
+    """Prefill prompts and draw the first token: one chip's part."""
+    outs, state = prefill(placement, params, tokens_BT, starts_B, capacity)
+    y_BD = last_y(placement, params, outs)
+    tokens_B, logprobs_B = _draw(placement, drawing, params, y_BD, keys_B, state)
+    return Carry(state, tokens_B, _ends(tokens_B, drawing.stop_id)), (tokens_B, logprobs_B)
+
+
+def spmd(placement: Placement, part: Callable, in_specs: Any, out_specs: Any) -> Callable:
+    """Return the program of which `part` is one chip's; to be traced inside `jax.jit`."""
+    # What all chips compute alike (tokens, y) is declared so and not checked: the checker cannot see it of a gather.
+    return jax.shard_map(part, mesh=placement.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def drawing_program(placement: Placement, drawing: Drawing) -> Callable:
+    """Return the SPMD decode step: (params, state, tokens_B, keys_B) -> (state, tokens_B, logprobs_B)."""
+    params_specs = specs(abstract_placed(placement))
+    return spmd(
+        placement,
+        functools.partial(draw_step, placement, drawing),
+        (params_specs, STATE_SPECS, ROWS, ROWS),
+        (STATE_SPECS, ROWS, ROWS),
+    )
+
+
+def start_program(placement: Placement, drawing: Drawing, capacity: int) -> Callable:
+    """Return the SPMD prefill: (params, tokens_BT, starts_B, keys_B) -> (Carry, (tokens_B, logprobs_B))."""
+    params_specs = specs(abstract_placed(placement))
+    return spmd(
+        placement,
+        functools.partial(start, placement, drawing, capacity),
+        (params_specs, ROWS, ROWS, ROWS),
+        (Carry(STATE_SPECS, ROWS, ROWS), (ROWS, ROWS)),
+    )
+
+
+def abstract_state(placement: Placement, batch: int, capacity: int) -> DecodeState:
+    """Return the shapes, dtypes and shardings of the state of `batch` rows; nothing is allocated."""
+    prompt = jax.ShapeDtypeStruct((batch, 1), jnp.int32), jax.ShapeDtypeStruct((batch,), jnp.int32)
+    keys_B = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
+    program = start_program(placement, Drawing(Sampling(), placement.config.vocab_size), capacity)
+    state = jax.eval_shape(program, abstract_placed(placement), *prompt, keys_B)[0].state
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        shardings(placement, jax.tree.broadcast(STATE_SPECS, state)),
+    )
+
+
+def teacher_forced_logits(placement: Placement, params: Params, tokens_BT: jax.Array, prompt_length: int) -> jax.Array:
     """Return logits [B,T,V] for given tokens: prefill up to `prompt_length`, then the decode path token by token."""
-    B, T = tokens_BT.shape
-    starts_B = jnp.zeros(B, jnp.int32)
-    y_BTD, state = prefill(config, params, tokens_BT[:, :prompt_length], starts_B, T, mode)
-    step = functools.partial(decode_step, config, sources(config, mode), place(config, params, mode))
+    T = tokens_BT.shape[1]
 
-    def body(state: DecodeState, tokens_B: jax.Array) -> tuple[DecodeState, jax.Array]:
-        y_BD, state = step(state, tokens_B)
-        return state, y_BD
+    def part(params: DecodeParams, tokens_BT: jax.Array) -> jax.Array:
+        starts_B = jnp.zeros(tokens_BT.shape[0], jnp.int32)
+        outs, state = prefill(placement, params, tokens_BT[:, :prompt_length], starts_B, T)
 
-    _, y_TBD = jax.lax.scan(body, state, jnp.asarray(tokens_BT)[:, prompt_length:].T)
-    return stagformer.logits(params, jnp.concatenate([y_BTD, jnp.swapaxes(y_TBD, 0, 1)], axis=1))
+        def body(state: DecodeState, tokens_B: jax.Array) -> tuple[DecodeState, jax.Array]:
+            y_BD, state = steps.decode_step(placement, params, state, tokens_B)
+            return state, steps.logits(placement, params, y_BD)
+
+        first_TBD = jnp.swapaxes(all_y(placement, params, outs), 0, 1)
+        first_TBV = jax.lax.map(lambda y_BD: steps.logits(placement, params, y_BD), first_TBD)
+        _, rest_TBV = jax.lax.scan(body, state, tokens_BT[:, prompt_length:].T)
+        return jnp.swapaxes(jnp.concatenate([first_TBV, rest_TBV]), 0, 1)
+
+    placed = place(placement, params)
+    program = spmd(placement, part, (specs(placed), ROWS), PartitionSpec("data", None, ("stack", "tensor")))
+    return program(placed, jnp.asarray(tokens_BT))[..., : placement.config.vocab_size]
 
 
 def round_up(number: int, multiple: int) -> int:
@@ -111,34 +214,46 @@ def round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
-def _start(config, mode, sampling, num_ids, stop_id, capacity, params: Params, tokens_BT, starts_B, keys_B):
-    y_BTD, state = prefill(config, params, tokens_BT, starts_B, capacity, mode)
-    positions_B = state.slot - starts_B
-    tokens_B, logprobs_B = sample(sampling, stagformer.logits(params, y_BTD[:, -1]), keys_B, positions_B, num_ids)
-    return Carry(state, tokens_B, _ends(tokens_B, stop_id)), (tokens_B, logprobs_B)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _start(placement, drawing, capacity, params: DecodeParams, tokens_BT, starts_B, keys_B):
+    return start_program(placement, drawing, capacity)(params, tokens_BT, starts_B, keys_B)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), donate_argnames="carry")
-def _go_on(config, mode, sampling, num_ids, stop_id, placed: DecodeParams, carry: Carry, keys_B, count):
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnames="carry")
+def _go_on(placement, drawing, params: DecodeParams, carry: Carry, keys_B, count):
     """Draw `count` tokens a row; buffers have the longest chunk's size, so that every count is one program."""
-    step = functools.partial(decode_step, config, sources(config, mode), placed)
-    B = carry.tokens_B.shape[0]
-    drawn_nB = (jnp.zeros((MAX_CHUNK, B), jnp.int32), jnp.zeros((MAX_CHUNK, B), jnp.float32))
 
-    def body(n, loop):
-        carry, drawn_nB = loop
-        y_BD, state = step(carry.state, carry.tokens_B)
-        tokens_B, logprobs_B = sample(
-            sampling, stagformer.logits(placed.shared, y_BD), keys_B, state.slot - state.starts_B, num_ids
-        )
-        drawn_nB = tuple(
-            jax.lax.dynamic_update_index_in_dim(buffer, new, n, 0)
-            for buffer, new in zip(drawn_nB, (tokens_B, logprobs_B), strict=True)
-        )
-        return Carry(state, tokens_B, carry.done_B | _ends(tokens_B, stop_id)), drawn_nB
+    def part(params, carry, keys_B, count):
+        B = carry.tokens_B.shape[0]
+        drawn_nB = (jnp.zeros((MAX_CHUNK, B), jnp.int32), jnp.zeros((MAX_CHUNK, B), jnp.float32))
 
-    return jax.lax.fori_loop(0, count, body, (carry, drawn_nB))
+        def body(n, loop):
+            carry, drawn_nB = loop
+            state, *new = draw_step(placement, drawing, params, carry.state, carry.tokens_B, keys_B)
+            drawn_nB = tuple(
+                jax.lax.dynamic_update_index_in_dim(buffer, row, n, 0)
+                for buffer, row in zip(drawn_nB, new, strict=True)
+            )
+            return Carry(state, new[0], carry.done_B | _ends(new[0], drawing.stop_id)), drawn_nB
+
+        return jax.lax.fori_loop(0, count, body, (carry, drawn_nB))
+
+    carry_specs, drawn = Carry(STATE_SPECS, ROWS, ROWS), PartitionSpec(None, "data")
+    program = spmd(placement, part, (specs(params), carry_specs, ROWS, EVERYWHERE), (carry_specs, (drawn, drawn)))
+    return program(params, carry, keys_B, count)
+
+
+def _draw(placement: Placement, drawing: Drawing, params: DecodeParams, y_BD, keys_B, state: DecodeState):
+    slices, positions_B = Slices(placement), state.slot - state.starts_B
+    return sample(
+        drawing.sampling,
+        steps.logits(placement, params, y_BD),
+        keys_B,
+        positions_B,
+        drawing.num_ids,
+        slices.chip() * params.embedding.shape[0],
+        slices.gather,
+    )
 
 
 def _ends(tokens_B: jax.Array, stop_id: int | None) -> jax.Array:

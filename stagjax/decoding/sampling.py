@@ -1,6 +1,11 @@
-"""From logits to tokens: greedy, temperature, top-k and top-p, with log-probabilities under the model itself."""
+"""From logits to tokens: greedy, temperature, top-k and top-p, with log-probabilities under the model itself.
+
+The vocabulary may be divided over chips. What they tell each other is of size O(B k): the best of each chip, the k best
+for top-k, sums of probabilities for top-p; never logits.
+"""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -33,47 +38,113 @@ class Sampling:
             raise UserError(f"top_p={self.top_p} is outside (0, 1]")
 
 
+# x -> every chip's x, chips first; a single chip has the whole vocabulary.
+Gather = Callable[[jax.Array], jax.Array]
+
+
+def alone(x: jax.Array) -> jax.Array:
+    """Gather over one chip."""
+    return x[None]
+
+
 def sample(
-    sampling: Sampling, logits_BV: jax.Array, keys_B: jax.Array, positions_B: jax.Array, num_ids: int
+    sampling: Sampling,
+    logits_BV: jax.Array,
+    keys_B: jax.Array,
+    positions_B: jax.Array,
+    num_ids: int,
+    first_id: jax.Array | int = 0,
+    gather: Gather = alone,
 ) -> tuple[jax.Array, jax.Array]:
     """Draw one token a row.
 
     Args:
       sampling: how; greedy needs no keys.
-      logits_BV: float32.
+      logits_BV: of this chip's part of the vocabulary.
       keys_B: one PRNG key a row.
-      positions_B: position that the drawn token will have; key and position alone decide a row's noise, so that
-        neither its batch mates nor the length of a compiled chunk do.
+      positions_B: position that the drawn token will have; key, position and id alone decide a token's noise, so that
+        neither a row's batch mates, nor the length of a compiled chunk, nor the number of chips do.
       num_ids: ids of the vocabulary; rows of the embedding beyond them are never drawn.
+      first_id: id of this chip's first logit.
+      gather: over the chips that hold a part of the vocabulary.
 
     Returns:
-      tokens_B int32, and their log-probabilities under the unmodified distribution over `num_ids` ids, float32.
+      tokens_B int32, and their log-probabilities under the unmodified distribution over `num_ids` ids, float32; the
+      same on all chips.
     """
-    logits_BV = jnp.where(jnp.arange(logits_BV.shape[-1]) < num_ids, logits_BV, MASKED)
-    logprobs_BV = jax.nn.log_softmax(logits_BV, axis=-1)
-    if sampling.temperature == 0:
-        tokens_B = jnp.argmax(logits_BV, axis=-1)
-    else:
-        kept_BV = _keep(sampling, logits_BV / sampling.temperature)
-        noise_BV = jax.vmap(lambda key, t: jax.random.gumbel(jax.random.fold_in(key, t), kept_BV.shape[1:]))(
-            keys_B, positions_B
-        )
-        tokens_B = jnp.argmax(kept_BV + noise_BV, axis=-1)
-    tokens_B = tokens_B.astype(jnp.int32)
-    return tokens_B, jnp.take_along_axis(logprobs_BV, tokens_B[:, None], axis=-1)[:, 0].astype(jnp.float32)
+    ids_V = first_id + jnp.arange(logits_BV.shape[-1])
+    logits_BV = jnp.where(ids_V < num_ids, logits_BV.astype(jnp.float32), MASKED)
+    scores_BV = logits_BV
+    if sampling.temperature > 0:
+        scores_BV = _keep(sampling, logits_BV / sampling.temperature, gather) + _noise(keys_B, positions_B, ids_V)
+    best_B = jnp.argmax(scores_BV, axis=-1)
+    pick = lambda x_BV: jnp.take_along_axis(x_BV, best_B[:, None], axis=-1)[:, 0]
+    highest_B = jnp.max(logits_BV, axis=-1)
+    total_B = jnp.sum(jnp.exp(logits_BV - highest_B[:, None]), axis=-1)
+    # One message a chip: its best score, the id and logit of that, and the sum of its probabilities.
+    floats = jnp.stack([pick(scores_BV), pick(logits_BV), highest_B, total_B])
+    ids_B = (first_id + best_B).astype(jnp.int32)
+    message = jnp.concatenate([jax.lax.bitcast_convert_type(floats, jnp.int32), ids_B[None]])
+    all_C5B = gather(message)
+    scores_CB, chosen_CB, highest_CB, total_CB = jnp.swapaxes(
+        jax.lax.bitcast_convert_type(all_C5B[:, :4], jnp.float32), 0, 1
+    )
+    winner_1B = jnp.argmax(scores_CB, axis=0)[None]  # the first of equals: the lowest id
+    of_winner = lambda x_CB: jnp.take_along_axis(x_CB, winner_1B, axis=0)[0]
+    top_B = jnp.max(highest_CB, axis=0)
+    log_total_B = top_B + jnp.log(jnp.sum(total_CB * jnp.exp(highest_CB - top_B), axis=0))
+    return of_winner(all_C5B[:, 4]), of_winner(chosen_CB) - log_total_B
 
 
-def _keep(sampling: Sampling, logits_BV: jax.Array) -> jax.Array:
+def _noise(keys_B: jax.Array, positions_B: jax.Array, ids_V: jax.Array) -> jax.Array:
+    """Return Gumbel noise, [B,V]."""
+
+    def one(key: jax.Array, position: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(key, position)
+        return jax.vmap(lambda token: jax.random.gumbel(jax.random.fold_in(key, token), dtype=jnp.float32))(ids_V)
+
+    return jax.vmap(one)(keys_B, positions_B)
+
+
+def _keep(sampling: Sampling, logits_BV: jax.Array, gather: Gather) -> jax.Array:
     """Mask the tokens that top-k and then top-p leave out; ties with the last token kept are kept."""
     if sampling.top_k is not None:
-        best_BK = jax.lax.top_k(logits_BV, sampling.top_k)[0]
-        logits_BV = jnp.where(logits_BV >= best_BK[:, -1:], logits_BV, -jnp.inf)
+        k = min(sampling.top_k, logits_BV.shape[-1])
+        best_CBk = gather(jax.lax.top_k(logits_BV, k)[0])
+        best_BC = jnp.swapaxes(best_CBk, 0, 1).reshape(logits_BV.shape[0], -1)
+        kth_B1 = jax.lax.top_k(best_BC, sampling.top_k)[0][:, -1:]
+        logits_BV = jnp.where(logits_BV >= kth_B1, logits_BV, -jnp.inf)
     if sampling.top_p is not None:
-        sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
-        probabilities_BV = jax.nn.softmax(sorted_BV, axis=-1)
-        before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
-        last_B = jnp.maximum(jnp.sum(before_BV < sampling.top_p, axis=-1), 1) - 1
-        logits_BV = jnp.where(
-            logits_BV >= jnp.take_along_axis(sorted_BV, last_B[:, None], axis=-1), logits_BV, -jnp.inf
-        )
+        logits_BV = jnp.where(_in_nucleus(logits_BV, sampling.top_p, gather), logits_BV, -jnp.inf)
     return logits_BV
+
+
+def _in_nucleus(logits_BV: jax.Array, top_p: float, gather: Gather) -> jax.Array:
+    """Return which tokens are in the smallest set of most probable ones whose probabilities sum to at least `top_p`.
+
+    The set is all logits from some value up. Its last value is found bit by bit, four bits a round, by summing the
+    probabilities above 15 candidates: eight sums of [B,15] instead of a sort of all logits on one chip.
+    """
+    highest_B1 = jnp.max(gather(jnp.max(logits_BV, axis=-1, keepdims=True)), axis=0)
+    weights_BV = jnp.exp(logits_BV - highest_B1)
+    wanted_B1 = top_p * jnp.sum(gather(jnp.sum(weights_BV, axis=-1, keepdims=True)), axis=0)
+    order_BV = _in_order(logits_BV)
+
+    def four_bits(number: int, low_B: jax.Array) -> jax.Array:
+        shift = jnp.uint32(28 - 4 * number)
+        candidates_B15 = low_B[:, None] + (jnp.arange(1, 16, dtype=jnp.uint32) << shift)
+        above_B15 = jax.lax.map(
+            lambda candidate_B: jnp.sum(jnp.where(order_BV >= candidate_B[:, None], weights_BV, 0), axis=-1),
+            candidates_B15.T,
+        ).T
+        enough_B15 = jnp.sum(gather(above_B15), axis=0) >= wanted_B1
+        return low_B + (jnp.sum(enough_B15, axis=-1).astype(jnp.uint32) << shift)
+
+    last_B = jax.lax.fori_loop(0, 8, four_bits, jnp.zeros(logits_BV.shape[0], jnp.uint32))
+    return order_BV >= last_B[:, None]
+
+
+def _in_order(x: jax.Array) -> jax.Array:
+    """Return float32 values as uint32 that compare alike."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))

@@ -1,7 +1,8 @@
-"""The decode step: one function for every variant and for recurrent decoding.
+"""The decode step: one function for every variant, for recurrent decoding, and for one device or many.
 
-At step i every stack runs on the same token, and stack s reads outputs of stack s-1 that earlier steps left in
-`history`. So within a step no stack waits for another (unless lag is 0, the control without staggering).
+At step i every stack runs on the same token, and reads outputs of the previous stack that earlier steps handed over.
+So within a step no stack waits for another (unless lag is 0, the control without staggering). The function is one
+chip's part of an SPMD program; `loop` puts it into `jax.shard_map`.
 """
 
 import functools
@@ -9,80 +10,144 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from stagjax.config import ModelConfig
 from stagjax.decoding import cache
 from stagjax.decoding.cache import DecodeState
-from stagjax.decoding.placement import DecodeParams, Stack
-from stagjax.model import stagformer
-from stagjax.model.attention import own_slot
-from stagjax.model.layers import Rotary, layer
+from stagjax.decoding.placement import RECURRENT, DecodeParams, Placement
+from stagjax.decoding.slices import Slices
+from stagjax.decoding.stack import Rows, run_stack
+from stagjax.model.layers import Rotary
 
 
 def decode_step(
-    config: ModelConfig,
-    sources: tuple[int | None, ...],
-    params: DecodeParams,
-    state: DecodeState,
-    tokens_B: jax.Array,
+    placement: Placement, params: DecodeParams, state: DecodeState, tokens_B: jax.Array
 ) -> tuple[jax.Array, DecodeState]:
     """Decode one token of every row.
 
     Args:
-      config: the model's shape.
-      sources: for each running stack, the running stack whose outputs are its memory (`placement.sources`).
-      params: in decoding form.
+      placement: what runs where.
+      params: in decoding form, this chip's part.
       state: of the step before; donate it.
-      tokens_B: the tokens to read.
+      tokens_B: the tokens to read, of this chip's rows.
 
     Returns:
-      y_BD, what the logits of the next token read, and the next state.
+      y_BD, what the logits of the next token read, the same on all chips; and the next state.
     """
-    positions_B1 = jnp.clip(state.slot - state.starts_B, 0, config.max_length - 1)[:, None]
-    x_B1D = stagformer.embed(config, params.shared, tokens_B[:, None], positions_B1)
-    rotary = Rotary(config, positions_B1, x_B1D.dtype)
-    outs: list[jax.Array] = []
-    caches = []
-    for stack, source, stack_caches in zip(params.stacks, sources, state.caches, strict=True):
-        memory_B1D = None
-        if source is not None:
-            memory_B1D = outs[source] if config.lag == 0 else state.history[source][0][:, None]
-        out_B1D, stack_caches = _run_stack(config, stack, x_B1D, memory_B1D, rotary, state, stack_caches)
-        outs.append(out_B1D)
-        caches.append(stack_caches)
-    history = tuple(
-        None if kept is None else jnp.concatenate([kept[1:], out_B1D[None, :, 0]])
-        for kept, out_B1D in zip(state.history, outs, strict=True)
+    config, slices = placement.config, Slices(placement)
+    # Sent first and read by no stack of this step: with a lag of two slices it has the whole step to arrive.
+    arriving_BD = None if state.outbox is None else slices.hand_over(state.outbox)
+    positions_B = jnp.clip(state.slot - state.starts_B, 0, config.max_length - 1)
+    x_BD = embed(placement, params, tokens_B, positions_B)
+    if config.lag == 0:
+        outs, caches = _serial(placement, params, state, x_BD, positions_B)
+        memory, outbox = state.memory, None
+    else:
+        outs, caches = [], []
+        for stack, memory, held in zip(params.stacks, state.memory, state.caches, strict=True):
+            memory_RD = None if memory is None else memory[0]
+            out_RD, updated = _run(placement, stack, x_BD, memory_RD, positions_B, state, held)
+            outs += jnp.split(out_RD, placement.passes)
+            caches.append(updated)
+        memory, outbox = _hand_over(placement, state, outs, arriving_BD)
+    y_BD = combine(placement, params, outs)
+    return y_BD, DecodeState(tuple(caches), memory, outbox, state.slot + 1, state.starts_B)
+
+
+def embed(placement: Placement, params: DecodeParams, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+    """Return sqrt(D) E[token] + Pos[position] in the compute dtype; the chip that holds a token's row sends it to all.
+
+    As `stagformer.embed` does, on a table whose rows are divided over the chips.
+    """
+    slices, table_VD = Slices(placement), params.embedding
+    V, dtype = table_VD.shape[0], table_VD.dtype
+    local = tokens - slices.chip() * V
+    e = table_VD[jnp.clip(local, 0, V - 1)]
+    if slices.chips > 1:
+        e = slices.sum_all(jnp.where(((local >= 0) & (local < V))[..., None], e, 0))
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return (e.astype(wide) * placement.config.model_dim**0.5 + params.position_embedding[positions]).astype(dtype)
+
+
+def combine(placement: Placement, params: DecodeParams, outs: list[jax.Array]) -> jax.Array:
+    """Return y, what the logits read, on every chip: the last stack's output, or the learned combination of all.
+
+    A single output is y as it is: a recurrent pass is read alone, also where a prefill combines all passes.
+    """
+    slices = Slices(placement)
+    if slices.slices == 1 and (placement.config.combine == "last" or len(outs) == 1):
+        return outs[-1]
+    own = [alpha.astype(out.dtype) * out for alpha, out in zip(params.alpha, outs, strict=True)]
+    return slices.sum_stacks(functools.reduce(jnp.add, own))
+
+
+def logits(placement: Placement, params: DecodeParams, y_BD: jax.Array) -> jax.Array:
+    """Return this chip's part of the logits, float32 (or wider): [B, its share of the vocabulary]."""
+    B = y_BD.shape[0]
+    rows = Rows(B, B - B % -placement.rows)
+    wide = jnp.promote_types(y_BD.dtype, jnp.float32)
+    return jnp.einsum("BD,VD->BV", rows.widen(y_BD), params.embedding, preferred_element_type=wide)[:B]
+
+
+def _run(placement, stack, x_BD, memory_RD, positions_B, state: DecodeState, held: tuple) -> tuple[jax.Array, tuple]:
+    """Run one stack, or the passes that run as one, on one token a row."""
+    passes, R = placement.passes, placement.passes * x_BD.shape[0]
+    starts_R = jnp.tile(state.starts_B, passes)
+
+    def attend(l: int, kind: str, q_RNH, k_RKH, v_RKH):
+        layer_cache = held[l][kind == "cross"]
+        # Queries are rows of a product too, but padding them costs nothing that is read from memory.
+        return cache.attend(layer_cache, state.slot, starts_R, q_RNH, k_RKH, v_RKH, placement.rows)
+
+    rotary = Rotary(placement.config, jnp.tile(positions_B, passes), x_BD.dtype)
+    rows = Rows(R, R - R % -placement.rows)
+    return run_stack(
+        placement, stack, jnp.tile(x_BD, (passes, 1)), memory_RD, rotary, attend, rows, memory_at_once=True
     )
-    # The recurrent pass is read as it is, also where a full step would combine all passes.
-    y_B1D = outs[0] if len(outs) < config.num_stacks else stagformer.readout(config, params.shared, outs)
-    return y_B1D[:, 0], DecodeState(tuple(caches), history, state.slot + 1, state.starts_B)
 
 
-def _run_stack(
-    config: ModelConfig,
-    stack: Stack,
-    x_B1D: jax.Array,
-    memory_B1D: jax.Array | None,
-    rotary: Rotary,
-    state: DecodeState,
-    caches: tuple,
-) -> tuple[jax.Array, tuple]:
-    def attend(layer_cache, q, k, v):
-        if q is None:
-            return own_slot(v, config.num_heads), None
-        return cache.attend(layer_cache, state.slot, state.starts_B, q, k, v)
+def _hand_over(
+    placement: Placement, state: DecodeState, outs: list[jax.Array], arriving_BD: jax.Array | None
+) -> tuple[tuple[jax.Array | None, ...], jax.Array | None]:
+    """Return what the stacks of this chip will read, and what leaves during the next step."""
+    if not placement.reads_memory:
+        return state.memory, None
+    slices, outbox = Slices(placement), None
+    if placement.slices > 1:
+        if state.outbox is None:
+            arriving_BD = slices.hand_over(outs[0])
+        else:
+            outbox = outs[0]
+        arrived = [arriving_BD]
+    elif placement.mode == RECURRENT:
+        arrived = [outs[0]]
+    elif placement.passes > 1:
+        arrived = [jnp.concatenate([jnp.zeros_like(outs[0]), *outs[:-1]])]
+    else:
+        arrived = [None, *outs[:-1]]
+    memory = tuple(
+        None if old is None else jnp.concatenate([old[1:], new[None]])
+        for old, new in zip(state.memory, arrived, strict=True)
+    )
+    return memory, outbox
 
-    updated = []
-    for weights, (self_cache, cross_cache) in zip(stack.layers, caches, strict=True):
-        block, cross = stagformer.build(config, *weights)
-        x_B1D, layer_caches = layer(
-            block,
-            cross,
-            x_B1D,
-            memory_B1D,
-            rotary,
-            functools.partial(attend, self_cache),
-            functools.partial(attend, cross_cache),
-        )
-        updated.append(layer_caches)
-    return stagformer.normalize(config, stack.out_norm, x_B1D), tuple(updated)
+
+def _serial(placement: Placement, params: DecodeParams, state: DecodeState, x_BD, positions_B) -> tuple[list, list]:
+    """Run the stacks one after the other, each on the output of the one before: lag 0.
+
+    On slices all of them run in every round, and slice s is right from round s on; it writes the same slot again.
+    """
+    slices = Slices(placement)
+    if placement.slices == 1:
+        outs, caches = [], []
+        for stack, held in zip(params.stacks, state.caches, strict=True):
+            reads = "memory_in" in stack or "memory_out" in stack
+            memory_BD = (outs[-1] if outs else jnp.zeros_like(x_BD)) if reads else None
+            out_BD, updated = _run(placement, stack, x_BD, memory_BD, positions_B, state, held)
+            outs.append(out_BD)
+            caches.append(updated)
+        return outs, caches
+    memory_BD, held = jnp.zeros_like(x_BD), state.caches[0]
+    for number in range(placement.slices):
+        out_BD, held = _run(placement, params.stacks[0], x_BD, memory_BD, positions_B, state, held)
+        if number < placement.slices - 1:
+            memory_BD = slices.hand_over(out_BD)
+    return [out_BD], [held]

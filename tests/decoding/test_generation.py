@@ -9,6 +9,7 @@ from stagjax.data.vocabulary import BOS, EOS, ByteVocabulary
 from stagjax.decoding import loop
 from stagjax.decoding.generation import generate, pad_left, row_keys
 from stagjax.decoding.loop import Decoder
+from stagjax.decoding.placement import make_placement
 from stagjax.decoding.reference import SequentialDecoder
 from stagjax.decoding.sampling import Sampling
 from stagjax.errors import UserError
@@ -27,7 +28,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def decoder(params):
-    return Decoder(CONFIG, params, num_ids=VOCABULARY.size)
+    return Decoder(make_placement(CONFIG), params, VOCABULARY.size)
 
 
 def run(decoder, prompts, max_new_tokens=40, sampling=WARM, **options):
@@ -67,8 +68,8 @@ def test_parallel_steps_draw_what_the_sequential_reference_draws(params, decoder
 def test_caches_are_donated_from_chunk_to_chunk(decoder):
     tokens_BT, starts_B = pad_left([[1, 70, 71]], CONFIG.max_length)
     keys_B = row_keys([[1, 70, 71]], 0)
-    statics = (CONFIG, "parallel", Sampling(), VOCABULARY.size, EOS)
-    carry, _ = loop._start(*statics, 32, decoder.params, tokens_BT, starts_B, keys_B)
+    statics = (decoder.placement, loop.Drawing(Sampling(), VOCABULARY.size, EOS))
+    carry, _ = loop._start(*statics, 32, decoder.placed, tokens_BT, starts_B, keys_B)
     caches = jax.tree.leaves(carry.state.caches)
     compiled = loop._go_on.lower(*statics, decoder.placed, carry, keys_B, jnp.int32(4)).compile()
     # Output lies where the input lay: no second copy of any cache.
@@ -82,7 +83,7 @@ def test_padding_before_a_short_prompt_is_never_handed_over():
     params = params_of(config)
     # The empty prompt is BOS alone: for two more steps the memory holds what is left of the document's start, zeros.
     prompts, steps = ["", "a longer prompt"], 8
-    fast = run(Decoder(config, params, num_ids=VOCABULARY.size), prompts, steps, Sampling())
+    fast = run(Decoder(make_placement(config), params, VOCABULARY.size), prompts, steps, Sampling())
     slow = run(SequentialDecoder(config, params, VOCABULARY.size), prompts, steps, Sampling())
     for a, b in zip(fast, slow, strict=True):
         assert a.ids == b.ids

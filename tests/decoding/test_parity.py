@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from stagjax.decoding.loop import teacher_forced_logits
-from stagjax.decoding.placement import place, sources
+from stagjax.decoding.placement import RECURRENT as RECURRENT_MODE
+from stagjax.decoding.placement import make_placement, place
 from stagjax.decoding.prefill import prefill
 from stagjax.decoding.reference import sequential_logits, sequential_recurrent_logits
 from stagjax.decoding.step import decode_step
@@ -20,9 +21,13 @@ T, PROMPT = 14, 4
 # as a share of the largest logit; measured on these models: 0.003 to 0.007.
 BFLOAT16_TOLERANCE = 0.015
 
-decoded = jax.jit(teacher_forced_logits, static_argnums=(0, 3, 4))
+decoded_at = jax.jit(teacher_forced_logits, static_argnums=(0, 3))
 expected = jax.jit(sequential_logits, static_argnums=0)
 expected_recurrent = jax.jit(sequential_recurrent_logits, static_argnums=(0, 3))
+
+
+def decoded(config, params, tokens_BT, prompt_length, mode="parallel"):
+    return decoded_at(make_placement(config, mode=mode), params, tokens_BT, prompt_length)
 
 
 def relative(a, b):
@@ -40,7 +45,7 @@ def in_float64(config, params):
 def test_parallel_steps_equal_teacher_forced(name):
     config = VARIANTS[name]
     params, tokens_BT = params_of(config), tokens_of(config, 2, T)
-    assert relative(decoded(config, params, tokens_BT, PROMPT, "parallel"), expected(config, params, tokens_BT)) < 1e-5
+    assert relative(decoded(config, params, tokens_BT, PROMPT), expected(config, params, tokens_BT)) < 1e-5
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -48,7 +53,7 @@ def test_parallel_steps_equal_teacher_forced_in_float64(name):
     with jax.enable_x64(True):
         config, params = in_float64(VARIANTS[name], params_of(VARIANTS[name]))
         tokens_BT = tokens_of(config, 2, T)
-        logits_BTV = decoded(config, params, tokens_BT, 1, "parallel")
+        logits_BTV = decoded(config, params, tokens_BT, 1)
         assert logits_BTV.dtype == jnp.float64
         assert relative(logits_BTV, expected(config, params, tokens_BT)) < 1e-12
 
@@ -61,7 +66,7 @@ def test_recurrent_steps_equal_the_sequential_recurrent_decode(name):
         if config.lag == 0:
             pytest.skip("recurrent decoding needs a lag")
         tokens_BT = tokens_of(config, 2, T)
-        found = decoded(config, params, tokens_BT, PROMPT, "recurrent")
+        found = decoded(config, params, tokens_BT, PROMPT, RECURRENT_MODE)
         wanted = expected_recurrent(config, params, tokens_BT, PROMPT)
         assert relative(found, wanted) < 1e-12
         # and it is another computation than p passes a token
@@ -72,7 +77,7 @@ def test_recurrent_steps_equal_the_sequential_recurrent_decode(name):
 def test_bfloat16_decode_is_within_the_stated_tolerance(name):
     config = tiny(**{**vars(VARIANTS[name]), "compute_dtype": "bfloat16"})
     params, tokens_BT = params_of(config), tokens_of(config, 2, T)
-    found = decoded(config, params, tokens_BT, PROMPT, "parallel")
+    found = decoded(config, params, tokens_BT, PROMPT)
     assert found.dtype == jnp.float32
     difference = relative(found, expected(config, params, tokens_BT))
     assert 0 < difference < BFLOAT16_TOLERANCE
@@ -82,7 +87,7 @@ def test_bfloat16_decode_is_within_the_stated_tolerance(name):
 def test_every_combination_of_features_decodes_as_it_is_trained():
     for config in every_combination():
         params, tokens_BT = params_of(config), tokens_of(config, 1, 9)
-        found = decoded(config, params, tokens_BT, 2, "parallel")
+        found = decoded(config, params, tokens_BT, 2)
         assert relative(found, expected(config, params, tokens_BT)) < 1e-5, config
         jax.clear_caches()
 
@@ -93,16 +98,15 @@ def test_within_a_step_no_stack_waits_for_another():
     def influence_of_first_stack_on_last_output(lag):
         config = tiny(lag=lag)
         params, tokens_BT = params_of(config), tokens_of(config, 1, 6)
-        placed = place(config, params)
-        _, state = prefill(config, params, tokens_BT[:, :5], jnp.zeros(1, jnp.int32), 8, "parallel")
+        placement = make_placement(config)
+        placed = place(placement, params)
+        _, state = prefill(placement, placed, tokens_BT[:, :5], jnp.zeros(1, jnp.int32), 8)
 
         def output(first_norm):
-            stacks = (placed.stacks[0]._replace(out_norm=first_norm), placed.stacks[1])
-            return decode_step(
-                config, sources(config, "parallel"), placed._replace(stacks=stacks), state, tokens_BT[:, 5]
-            )[0]
+            stacks = (placed.stacks[0] | {"out_norm": first_norm}, placed.stacks[1])
+            return decode_step(placement, placed._replace(stacks=stacks), state, tokens_BT[:, 5])[0]
 
-        return np.abs(jax.jit(jax.jacrev(output))(placed.stacks[0].out_norm)["scale"]).max()
+        return np.abs(jax.jit(jax.jacrev(output))(placed.stacks[0]["out_norm"])).max()
 
     assert influence_of_first_stack_on_last_output(1) == 0
     assert influence_of_first_stack_on_last_output(2) == 0
@@ -111,18 +115,19 @@ def test_within_a_step_no_stack_waits_for_another():
 
 def test_passes_that_share_weights_hold_them_once():
     config = tiny(shared_weights=True, num_stacks=3, compute_dtype="bfloat16")
-    first, second, third = place(config, params_of(config)).stacks
-    for one, other in ((first, second), (second, third)):
-        assert one.layers[1][0]["mlp"]["gate"] is other.layers[1][0]["mlp"]["gate"]
-    assert second.layers[0][1]["attention"]["query"] is third.layers[0][1]["attention"]["query"]
-    assert first.layers[0][1] is None
-    assert first.layers[0][0]["mlp"]["gate"].dtype == jnp.bfloat16
-    assert first.layers[0][0]["self_norm"]["scale"].dtype == jnp.float32
+    (only,) = place(make_placement(config), params_of(config)).stacks
+    assert only["layers"][1]["gate_up"].dtype == jnp.bfloat16
+    assert only["out_norm"].dtype == jnp.float32
+    # and so do the passes of lag 0, which cannot run as one
+    first, second, third = place(
+        make_placement(tiny(shared_weights=True, num_stacks=3, lag=0)), params_of(config)
+    ).stacks
+    assert first["layers"][1]["gate_up"] is second["layers"][1]["gate_up"] is third["layers"][1]["gate_up"]
 
 
 def test_lag_two_hands_over_what_is_two_steps_old():
     config = tiny(lag=2)
     params = params_of(config)
     tokens_BT = tokens_of(config, 1, T)
-    off_by_one = decoded(tiny(lag=1), params, tokens_BT, PROMPT, "parallel")
+    off_by_one = decoded(tiny(lag=1), params, tokens_BT, PROMPT)
     assert relative(off_by_one, expected(config, params, tokens_BT)) > 1e-3

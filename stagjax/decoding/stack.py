@@ -1,0 +1,162 @@
+"""One stack in decoding form: the layers of `stagjax.model.layers` with projections joined and norm scales folded in.
+
+A decode step is a long chain of small products, so what it costs is the number of operations as much as their size:
+projections of one stream are one product, what depends on the memory alone is computed for all layers at once before
+the first, and a norm is one factor a row, applied after the product. Prefill runs the same function on rows of prompts.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from stagjax.decoding.placement import Placement
+from stagjax.decoding.slices import Slices
+from stagjax.model.layers import Rotary
+
+# (layer, "self" or "cross", q_RNH, k_RKH, v_RKH) -> (heads_RNH, cache): how attention reaches earlier positions.
+Attend = Callable[[int, str, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+
+
+class Rows(NamedTuple):
+    """R rows, padded with zeros where they enter a product and cut off again before anything else sees them.
+
+    The barriers keep the compiler from moving the cut in front of the product, which would undo the padding.
+    """
+
+    count: int
+    padded: int
+
+    def widen(self, x: jax.Array) -> jax.Array:
+        """Pad to what products take."""
+        if self.padded == self.count:
+            return x
+        return jax.lax.optimization_barrier(jnp.pad(x, ((0, self.padded - self.count), (0, 0))))
+
+    def narrow(self, x: jax.Array) -> jax.Array:
+        """Cut a product's result to the rows that are real."""
+        return x if self.padded == self.count else jax.lax.optimization_barrier(x)[: self.count]
+
+
+def run_stack(
+    placement: Placement,
+    stack: dict[str, Any],
+    x_RD: jax.Array,
+    memory_RD: jax.Array | None,
+    rotary: Rotary,
+    attend: Attend,
+    rows: Rows,
+    *,
+    memory_at_once: bool,
+) -> tuple[jax.Array, tuple]:
+    """Run one stack over rows of embeddings.
+
+    Args:
+      placement: which heads are on this chip.
+      stack: of `DecodeParams`, this chip's part.
+      x_RD: the embeddings.
+      memory_RD: the previous stack's outputs, shifted by the lag; None where the stack has no cross-attention.
+      rotary: for arrays [R,heads,H].
+      attend: how attention reaches earlier positions; its caches come back.
+      rows: padding of products.
+      memory_at_once: project the memory for all layers in one product (its result is L times as wide), or layer by
+        layer.
+
+    Returns:
+      The stack's normed output [R,D], and for each layer (self-attention's cache, cross-attention's or None).
+    """
+    config, slices = placement.config, Slices(placement)
+    H, dtype = config.head_dim, x_RD.dtype
+    wide = jnp.promote_types(dtype, jnp.float32)
+    NH, KH = placement.layout.query.shape[1] * H, placement.layout.kv.shape[1] * H
+    heads = lambda x: x.reshape(x.shape[0], -1, H)
+    has_cross = "memory_in" in stack
+    read = _memory_reader(placement, stack, memory_RD, rotary, rows, at_once=memory_at_once)
+
+    def scale_R1(x_RD: jax.Array) -> jax.Array:
+        mean_square_R1 = jnp.mean(jnp.square(x_RD.astype(wide)), axis=-1, keepdims=True)
+        return jax.lax.rsqrt(mean_square_R1 + config.norm_eps)
+
+    def add(x_RD: jax.Array, partial_RD: jax.Array) -> jax.Array:
+        # Padded rows are added too: cutting them off and on again would cost two operations a sum.
+        return x_RD + slices.sum_slice(partial_RD.astype(dtype))
+
+    def product(x: jax.Array, weight: jax.Array) -> jax.Array:
+        return jnp.dot(x, weight, preferred_element_type=wide)
+
+    x_RD = rows.widen(x_RD)
+    caches = []
+    for l, weights in enumerate(stack["layers"]):
+        joined = rows.narrow(product(x_RD, weights["attention_in"]) * scale_R1(x_RD))
+        parallel = joined.shape[1] > NH + 2 * KH
+        # Queries and keys stand side by side: they are rotated as one array.
+        rotated = rotary(heads(joined[:, : NH + KH])).astype(dtype)
+        v_RKH = heads(joined[:, NH + KH : NH + 2 * KH]).astype(dtype)
+        out, self_cache = attend(l, "self", rotated[:, : NH // H], rotated[:, NH // H :], v_RKH)
+        out, cross_cache = out.reshape(rows.count, -1), None
+        if has_cross:
+            k_RKH, v_RKH = read(l)
+        if parallel:
+            q_RNH = rotary(heads(joined[:, NH + 2 * KH :])).astype(dtype)
+            cross_out, cross_cache = attend(l, "cross", q_RNH, k_RKH, v_RKH)
+            out = jnp.concatenate([out, cross_out.reshape(rows.count, -1)], axis=1)
+        delta_RD = product(rows.widen(out), weights["attention_out"])
+        if "memory_out" in stack:
+            delta_RD = delta_RD + read(l)
+        x_RD = add(x_RD, delta_RD)
+        if has_cross and not parallel:
+            query = rows.narrow(product(x_RD, weights["cross_query"]) * scale_R1(x_RD))
+            out, cross_cache = attend(l, "cross", rotary(heads(query)).astype(dtype), k_RKH, v_RKH)
+            x_RD = add(x_RD, product(rows.widen(out.reshape(rows.count, -1)), weights["cross_out"]))
+        gate_RF, up_RF = jnp.split(product(x_RD, weights["gate_up"]) * scale_R1(x_RD), 2, axis=1)
+        hidden_RF = jax.nn.gelu(gate_RF, approximate=True) * up_RF
+        x_RD = add(x_RD, product(hidden_RF.astype(dtype), weights["down"]))
+        caches.append((self_cache, cross_cache))
+    out_RD = x_RD.astype(wide) * scale_R1(x_RD) * stack["out_norm"].astype(wide)
+    return out_RD.astype(dtype)[: rows.count], tuple(caches)
+
+
+def _memory_reader(
+    placement: Placement,
+    stack: dict[str, Any],
+    memory_RD: jax.Array | None,
+    rotary: Rotary,
+    rows: Rows,
+    *,
+    at_once: bool,
+) -> Callable[[int], Any]:
+    """Return l -> what layer l takes from the memory: (k_RKH, v_RKH), or partial outputs [R,D] for window 1."""
+    if "memory_in" in stack:
+        return _keys_and_values(placement, stack["memory_in"], rows.widen(memory_RD), rotary, rows, at_once)
+    if "memory_out" not in stack:
+        return lambda l: None
+    part_RD = rows.widen(Slices(placement).part(memory_RD, axis=1))
+    weight, D = stack["memory_out"], placement.config.model_dim
+    wide = jnp.promote_types(memory_RD.dtype, jnp.float32)
+    if not at_once:
+        return lambda l: jnp.dot(part_RD, weight[:, l * D : (l + 1) * D], preferred_element_type=wide)
+    out_RE = jnp.dot(part_RD, weight, preferred_element_type=wide)
+    return lambda l: out_RE[:, l * D : (l + 1) * D]
+
+
+def _keys_and_values(
+    placement: Placement, weight: jax.Array, memory_RD: jax.Array, rotary: Rotary, rows: Rows, at_once: bool
+) -> Callable[[int], tuple[jax.Array, jax.Array]]:
+    """Project the memory; the columns of `weight` are the keys of all layers, then their values."""
+    L, H, dtype = placement.config.layers_per_stack, placement.config.head_dim, memory_RD.dtype
+    K = placement.layout.kv.shape[1]
+    wide = jnp.promote_types(dtype, jnp.float32)
+
+    def projected(columns: jax.Array) -> jax.Array:
+        y = rows.narrow(jnp.dot(memory_RD, columns, preferred_element_type=wide))
+        return y.reshape(rows.count, -1, H)
+
+    if not at_once:
+        columns = lambda number: weight[:, number * K * H : (number + 1) * K * H]
+        return lambda l: (rotary(projected(columns(l))).astype(dtype), projected(columns(L + l)).astype(dtype))
+    keys, values = jnp.split(projected(weight), 2, axis=1)
+    # Layers first, in one go: each layer then takes what lies together.
+    apart = lambda x: jnp.swapaxes(x.astype(dtype).reshape(rows.count, L, K, H), 0, 1)
+    keys_LRKH, values_LRKH = apart(rotary(keys)), apart(values)
+    return lambda l: (keys_LRKH[l], values_LRKH[l])

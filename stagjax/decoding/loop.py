@@ -245,15 +245,10 @@ def _go_on(placement, drawing, params: DecodeParams, carry: Carry, keys_B, count
 
 def _draw(placement: Placement, drawing: Drawing, params: DecodeParams, y_BD, keys_B, state: DecodeState):
     slices, positions_B = Slices(placement), state.slot - state.starts_B
-    return sample(
-        drawing.sampling,
-        steps.logits(placement, params, y_BD),
-        keys_B,
-        positions_B,
-        drawing.num_ids,
-        slices.chip() * params.embedding.shape[0],
-        slices.gather,
-    )
+    logits_BV = steps.logits(placement, params, y_BD)
+    first_id = slices.chip() * params.embedding.shape[0]
+    with jax.named_scope("sampling"):
+        return sample(drawing.sampling, logits_BV, keys_B, positions_B, drawing.num_ids, first_id, slices.gather)
 
 
 def _ends(tokens_B: jax.Array, stop_id: int | None) -> jax.Array:

@@ -33,6 +33,7 @@ class Slices:
         """Return every chip's `x`, chips first."""
         return jax.lax.all_gather(x, self._all()) if self.chips > 1 else x[None]
 
+    @jax.named_scope("handoff")
     def hand_over(self, out: jax.Array) -> jax.Array:
         """Send each slice's outputs to the next one; the first slice receives zeros."""
         if self.slices == 1:

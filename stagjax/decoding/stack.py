@@ -71,7 +71,6 @@ def run_stack(
     wide = jnp.promote_types(dtype, jnp.float32)
     NH, KH = placement.layout.query.shape[1] * H, placement.layout.kv.shape[1] * H
     heads = lambda x: x.reshape(x.shape[0], -1, H)
-    has_cross = "memory_in" in stack
     read = _memory_reader(placement, stack, memory_RD, rotary, rows, at_once=memory_at_once)
 
     def scale_R1(x_RD: jax.Array) -> jax.Array:
@@ -85,38 +84,53 @@ def run_stack(
     def product(x: jax.Array, weight: jax.Array) -> jax.Array:
         return jnp.dot(x, weight, preferred_element_type=wide)
 
-    x_RD = rows.widen(x_RD)
-    caches = []
-    for l, weights in enumerate(stack["layers"]):
+    def self_attention(l: int, weights: dict, x_RD: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
         joined = rows.narrow(product(x_RD, weights["attention_in"]) * scale_R1(x_RD))
-        parallel = joined.shape[1] > NH + 2 * KH
         # Queries and keys stand side by side: they are rotated as one array.
         rotated = rotary(heads(joined[:, : NH + KH])).astype(dtype)
         v_RKH = heads(joined[:, NH + KH : NH + 2 * KH]).astype(dtype)
-        out, self_cache = attend(l, "self", rotated[:, : NH // H], rotated[:, NH // H :], v_RKH)
-        out, cross_cache = out.reshape(rows.count, -1), None
-        if has_cross:
-            k_RKH, v_RKH = read(l)
-        if parallel:
-            q_RNH = rotary(heads(joined[:, NH + 2 * KH :])).astype(dtype)
-            cross_out, cross_cache = attend(l, "cross", q_RNH, k_RKH, v_RKH)
-            out = jnp.concatenate([out, cross_out.reshape(rows.count, -1)], axis=1)
-        delta_RD = product(rows.widen(out), weights["attention_out"])
-        if "memory_out" in stack:
-            delta_RD = delta_RD + read(l)
-        x_RD = add(x_RD, delta_RD)
-        if has_cross and not parallel:
-            query = rows.narrow(product(x_RD, weights["cross_query"]) * scale_R1(x_RD))
-            out, cross_cache = attend(l, "cross", rotary(heads(query)).astype(dtype), k_RKH, v_RKH)
-            x_RD = add(x_RD, product(rows.widen(out.reshape(rows.count, -1)), weights["cross_out"]))
+        out, cache = attend(l, "self", rotated[:, : NH // H], rotated[:, NH // H :], v_RKH)
+        # What is left is the query of parallel cross-attention, if there is one.
+        return out.reshape(rows.count, -1), cache, joined[:, NH + 2 * KH :]
+
+    def cross_attention(l: int, query: jax.Array) -> tuple[jax.Array, Any]:
+        out, cache = attend(l, "cross", rotary(heads(query)).astype(dtype), *read(l))
+        return out.reshape(rows.count, -1), cache
+
+    def mlp(weights: dict, x_RD: jax.Array) -> jax.Array:
         gate_RF, up_RF = jnp.split(product(x_RD, weights["gate_up"]) * scale_R1(x_RD), 2, axis=1)
         hidden_RF = jax.nn.gelu(gate_RF, approximate=True) * up_RF
-        x_RD = add(x_RD, product(hidden_RF.astype(dtype), weights["down"]))
+        return product(hidden_RF.astype(dtype), weights["down"])
+
+    x_RD = rows.widen(x_RD)
+    caches = []
+    for l, weights in enumerate(stack["layers"]):
+        cross_cache = None
+        with jax.named_scope("self_attention"):
+            out, self_cache, query = self_attention(l, weights, x_RD)
+        if query.shape[1]:
+            with jax.named_scope("cross_attention"):
+                cross_out, cross_cache = cross_attention(l, query)
+            out = jnp.concatenate([out, cross_out], axis=1)
+        with jax.named_scope("self_attention"):
+            delta_RD = product(rows.widen(out), weights["attention_out"])
+            if "memory_out" in stack:
+                delta_RD = delta_RD + read(l)
+            x_RD = add(x_RD, delta_RD)
+        if "cross_query" in weights:
+            with jax.named_scope("cross_attention"):
+                query = rows.narrow(product(x_RD, weights["cross_query"]) * scale_R1(x_RD))
+                cross_out, cross_cache = cross_attention(l, query)
+                x_RD = add(x_RD, product(rows.widen(cross_out), weights["cross_out"]))
+        with jax.named_scope("mlp"):
+            x_RD = add(x_RD, mlp(weights, x_RD))
         caches.append((self_cache, cross_cache))
-    out_RD = x_RD.astype(wide) * scale_R1(x_RD) * stack["out_norm"].astype(wide)
+    with jax.named_scope("combination"):
+        out_RD = x_RD.astype(wide) * scale_R1(x_RD) * stack["out_norm"].astype(wide)
     return out_RD.astype(dtype)[: rows.count], tuple(caches)
 
 
+@jax.named_scope("cross_attention")
 def _memory_reader(
     placement: Placement,
     stack: dict[str, Any],

@@ -52,6 +52,7 @@ def decode_step(
     return y_BD, DecodeState(tuple(caches), memory, outbox, state.slot + 1, state.starts_B)
 
 
+@jax.named_scope("embedding")
 def embed(placement: Placement, params: DecodeParams, tokens: jax.Array, positions: jax.Array) -> jax.Array:
     """Return sqrt(D) E[token] + Pos[position] in the compute dtype; the chip that holds a token's row sends it to all.
 
@@ -67,6 +68,7 @@ def embed(placement: Placement, params: DecodeParams, tokens: jax.Array, positio
     return (e.astype(wide) * placement.config.model_dim**0.5 + params.position_embedding[positions]).astype(dtype)
 
 
+@jax.named_scope("combination")
 def combine(placement: Placement, params: DecodeParams, outs: list[jax.Array]) -> jax.Array:
     """Return y, what the logits read, on every chip: the last stack's output, or the learned combination of all.
 
@@ -79,6 +81,7 @@ def combine(placement: Placement, params: DecodeParams, outs: list[jax.Array]) -
     return slices.sum_stacks(functools.reduce(jnp.add, own))
 
 
+@jax.named_scope("logits")
 def logits(placement: Placement, params: DecodeParams, y_BD: jax.Array) -> jax.Array:
     """Return this chip's part of the logits, float32 (or wider): [B, its share of the vocabulary]."""
     B = y_BD.shape[0]

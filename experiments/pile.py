@@ -19,6 +19,18 @@ VARIANTS = {
     "baseline_36": {"model.layers_per_stack": 36},  # 2.77B
     "shared_2x18": STAGGERED | {"model.shared_weights": True},  # 1.75B
     "separate_2x18": STAGGERED,  # 2.94B
+    # Section 3.3: local cross-attention. Window 1 has no softmax left, and by far the cheapest decode step.
+    "separate_2x18_window_512": STAGGERED | {"model.cross_window": 512},
+    "separate_2x18_window_128": STAGGERED | {"model.cross_window": 128},
+    "separate_2x18_window_1": STAGGERED | {"model.cross_window": 1},
+    # Self- and cross-attention side by side: one all-reduce a layer less.
+    "separate_2x18_parallel": STAGGERED | {"model.cross_attention": "parallel"},
+    "separate_2x18_parallel_window_128": STAGGERED | {"model.cross_attention": "parallel", "model.cross_window": 128},
+    # The handoff has a whole step to arrive.
+    "separate_2x18_lag_2": STAGGERED | {"model.lag": 2},
+    # Section 3.4: more stacks of fewer layers.
+    "separate_3x12": {"model.num_stacks": 3, "model.layers_per_stack": 12},
+    "separate_4x9": {"model.num_stacks": 4, "model.layers_per_stack": 9},
 }
 
 RUNLOCAL = {

@@ -147,9 +147,11 @@ class TrainingConfig:
       clip_norm: global norm to which gradients are clipped.
       seed: of initialisation and of the order of rows.
       accumulation: parts into which a global batch is cut, one after the other, to save memory.
-      remat: "none", or "layer" to recompute each layer's activations in the backward pass.
+      remat: "none", or "layer" to recompute each layer's activations in the backward pass, and on a mesh to gather its
+        weights there once more instead of keeping all layers' whole.
       scan_layers: scan over layers (compiles once a stack) instead of unrolling them.
-      loss_chunks: parts in which the cross-entropy is computed, so that not all logits are alive at once.
+      attention: kernel of attention: "splash" (TPU), "cudnn" (GPU), "xla", or "auto" by what is compiled for.
+      loss_chunks: parts of a row in which the cross-entropy is computed, so that not all logits are alive at once.
       log_every: steps between metrics.
       validate_every: steps between validations.
       validation_rows: rows of the validation set to use, None for all.
@@ -171,6 +173,7 @@ class TrainingConfig:
     accumulation: int = free(1)
     remat: str = free("none")
     scan_layers: bool = free(True)
+    attention: str = free("auto")
     loss_chunks: int = free(1)
     log_every: int = free(10)
     validate_every: int = free(100)
@@ -203,6 +206,7 @@ class TrainingConfig:
         if self.clip_norm <= 0:
             raise UserError(f"training.clip_norm={self.clip_norm} must be positive; the usual value is 1.0")
         _one_of(self, "training", "remat", ("none", "layer"))
+        _one_of(self, "training", "attention", ("auto", "xla", "splash", "cudnn"))
         if self.global_batch % self.accumulation:
             raise UserError(
                 f"training.global_batch={self.global_batch} does not divide into "
@@ -255,11 +259,11 @@ class Config:
                 f"data.row_length={self.data.row_length} is over model.max_length={self.model.max_length}; "
                 "shorten the rows or lengthen the model"
             )
-        tokens = self.training.global_batch // self.training.accumulation * self.data.row_length
-        if tokens % self.training.loss_chunks:
+        if self.data.row_length % self.training.loss_chunks:
             raise UserError(
-                f"training.loss_chunks={self.training.loss_chunks} does not divide the {tokens} tokens of a batch part "
-                "(training.global_batch / training.accumulation * data.row_length); use a power of two that does"
+                f"training.loss_chunks={self.training.loss_chunks} does not divide "
+                f"data.row_length={self.data.row_length}; use one of "
+                f"{', '.join(map(str, divisors(self.data.row_length)))}"
             )
 
     def to_dict(self) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,8 @@ from stagjax.decoding.placement import RECURRENT, DecodeParams, Placement
 from stagjax.decoding.slices import Slices
 from stagjax.decoding.stack import Rows, run_stack
 from stagjax.decoding.step import combine, embed
-from stagjax.model.attention import causal_attention, shift_memory
+from stagjax.model.attention import shift_memory
+from stagjax.model.kernels import row_attention
 from stagjax.model.layers import Rotary
 
 
@@ -119,7 +120,7 @@ class _Rows:
     def _attend(self, l: int, kind: str, q_RNH, k_RKH, v_RKH) -> tuple[jax.Array, LayerCache]:
         q_BTNH, k_BTKH, v_BTKH = (x.reshape(self.B, self.T, *x.shape[1:]) for x in (q_RNH, k_RKH, v_RKH))
         window = self.config.cross_window if kind == "cross" else None
-        heads_BTNH = causal_attention(q_BTNH, k_BTKH, v_BTKH, self.segment_ids_BT, window)
+        heads_BTNH = row_attention(q_BTNH, k_BTKH, v_BTKH, self.segment_ids_BT, window)
         return heads_BTNH.reshape(q_RNH.shape), from_prefill(k_BTKH, v_BTKH, self.capacity, window)
 
     def _tail(self, out_BTD: jax.Array) -> jax.Array | None:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from stagjax.config import ModelConfig
+from stagjax.sharding import constrain
 
 # (q_BTNH, k_BTKH, v_BTKH) -> (heads_BTNH, cache). Query and key are None where the window is 1: no softmax is left.
 Attend = Callable[[jax.Array | None, jax.Array | None, jax.Array], tuple[jax.Array, Any]]
@@ -57,10 +58,12 @@ class Attention(nnx.Module):
         """Attend from `x` to `source` (x itself, or the memory); return (y_BTD, cache)."""
         q_BTNH = k_BTKH = None
         if self.scores:
-            q_BTNH = rotary(project(x_BTD, self.query[...]))
-            k_BTKH = rotary(project(source_BTD, self.key[...]))
-        heads_BTNH, cache = attend(q_BTNH, k_BTKH, project(source_BTD, self.value[...]))
-        return project(heads_BTNH, self.out[...], axes=2), cache
+            q_BTNH = rotary(constrain(project(x_BTD, self.query[...]), "batch", None, "heads", None))
+            k_BTKH = rotary(constrain(project(source_BTD, self.key[...]), "batch", None, "kv_heads", None))
+        v_BTKH = constrain(project(source_BTD, self.value[...]), "batch", None, "kv_heads", None)
+        heads_BTNH, cache = attend(q_BTNH, k_BTKH, v_BTKH)
+        heads_BTNH = constrain(heads_BTNH, "batch", None, "heads", None)
+        return constrain(project(heads_BTNH, self.out[...], axes=2), "batch", None, None), cache
 
 
 class GeGLU(nnx.Module):
@@ -74,8 +77,10 @@ class GeGLU(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """Return the MLP's output, [B,T,D]."""
-        hidden_BTF = jax.nn.gelu(project(x_BTD, self.gate[...]), approximate=True) * project(x_BTD, self.up[...])
-        return project(hidden_BTF, self.down[...])
+        gate_BTF = constrain(project(x_BTD, self.gate[...]), "batch", None, "hidden")
+        up_BTF = constrain(project(x_BTD, self.up[...]), "batch", None, "hidden")
+        hidden_BTF = jax.nn.gelu(gate_BTF, approximate=True) * up_BTF
+        return constrain(project(hidden_BTF, self.down[...]), "batch", None, None)
 
 
 class Block(nnx.Module):

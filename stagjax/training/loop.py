@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from stagjax import workdir as workdirs
 from stagjax.checkpoint import Checkpoints
@@ -18,12 +19,14 @@ from stagjax.data.corpus import Corpus, load_corpus
 from stagjax.data.loader import RowLoader, validation_batches
 from stagjax.errors import RunFailed
 from stagjax.hardware import chip_of
+from stagjax.mesh import training_mesh
 from stagjax.model.accounting import training_flops
 from stagjax.reporting.metrics import MetricWriter
 from stagjax.reporting.progress import Progress
+from stagjax.sharding import check_training
 from stagjax.training.interrupts import Interrupts
 from stagjax.training.state import TrainState, abstract_state, create_state
-from stagjax.training.step import make_train_step, make_validation_step
+from stagjax.training.step import training_program, validation_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,21 +43,23 @@ class Summary:
 
 
 def train(config: Config, workdir: pathlib.Path) -> Summary:
-    """Train `config` in `workdir`, going on from the newest checkpoint that is whole.
+    """Train `config` in `workdir` on all devices, going on from the newest checkpoint that is whole.
 
     Raises:
-      UserError: data, vocabulary or workdir that cannot be used.
+      UserError: a mesh, data, vocabulary or workdir that cannot be used.
       RunFailed: a loss that is not finite, a full disk; the last good checkpoint is named.
       Preempted: SIGTERM; the state is saved.
       KeyboardInterrupt: Ctrl-C; the state is saved.
     """
+    mesh = training_mesh(config.mesh)
+    check_training(config.model, mesh, config.training.global_batch // config.training.accumulation)
     with workdirs.owned(workdir), Interrupts() as interrupts:
         workdirs.check_config(workdir, config)
         corpus = load_corpus(config.data, config.model.vocab_size)
         workdirs.claim(workdir, config, corpus.manifest)
         checkpoints = Checkpoints(workdir, config.training.keep_last)
         try:
-            restored = checkpoints.restore(abstract_state(config))
+            restored = checkpoints.restore(abstract_state(config, mesh))
             start = restored[1]["step"] if restored else 0
             with (
                 MetricWriter(workdir, resume_step=start) as writer,
@@ -62,7 +67,10 @@ def train(config: Config, workdir: pathlib.Path) -> Summary:
             ):
                 for line in corpus.report():
                     progress.note(line)
-                run = _Run(config, corpus, checkpoints, writer, progress, interrupts)
+                if mesh.size > 1:
+                    sizes = " x ".join(f"mesh.{axis}={size}" for axis, size in mesh.shape.items())
+                    progress.note(f"training on {mesh.size} devices: {sizes}")
+                run = _Run(config, mesh, corpus, checkpoints, writer, progress, interrupts)
                 return run.go(restored[0] if restored else None, start)
         finally:
             checkpoints.close()
@@ -74,19 +82,18 @@ class _Run:
     def __init__(
         self,
         config: Config,
+        mesh: Mesh,
         corpus: Corpus,
         checkpoints: Checkpoints,
         writer: MetricWriter,
         progress: Progress,
         interrupts: Interrupts,
     ):
-        self.config, self.corpus, self.checkpoints = config, corpus, checkpoints
+        self.config, self.mesh, self.corpus, self.checkpoints = config, mesh, corpus, checkpoints
         self.writer, self.progress, self.interrupts = writer, progress, interrupts
-        self.byte_lengths_V = np.zeros(config.model.vocab_size, np.float32)
-        self.byte_lengths_V[: corpus.vocabulary.size] = corpus.vocabulary.byte_lengths
         self.loader = RowLoader(corpus.train, config.training.global_batch, config.training.seed)
-        chip = chip_of(jax.devices()[0])
-        peak = chip and chip.flops * jax.device_count()
+        chip = chip_of(mesh.devices.flat[0])
+        peak = chip and chip.flops * mesh.size
         self.flops_share = peak and training_flops(config.model, config.data.row_length) / peak
 
     def go(self, state: TrainState | None, step: int) -> Summary:
@@ -102,7 +109,8 @@ class _Run:
         pending = None
         self.clock = _Clock()
         while step < training.steps and not self.interrupts.caught:
-            state, metrics = self.train_step(state, self.loader.batch(step), self.byte_lengths_V)
+            batch = _placed(self.loader.batch(step), self.batch)
+            state, metrics = self.train_step(state, batch, self.byte_lengths_V)
             step += 1
             # The step before has ended by now or soon will, and this one is queued: reading does not stall the device.
             self._settle(pending)
@@ -128,15 +136,16 @@ class _Run:
         self.progress.phase("compiling")
         begun = time.perf_counter()
         if state is None:
-            state = create_state(self.config)
-        batch = self.loader.batch(0)
-        self.train_step = (
-            jax.jit(make_train_step(self.config), donate_argnums=0).lower(state, batch, self.byte_lengths_V).compile()
-        )
-        batch = next(self._validation_batches())
-        self.validation_step = (
-            jax.jit(make_validation_step(self.config)).lower(state["params"], batch, self.byte_lengths_V).compile()
-        )
+            state = create_state(self.config, self.mesh)
+        step, arguments = training_program(self.config, self.mesh)
+        self.train_step = step.lower(*arguments).compile()
+        _, self.batch, lengths = arguments
+        step, arguments = validation_program(self.config, self.mesh)
+        self.validation_step = step.lower(*arguments).compile()
+        self.validation_batch = arguments[1]
+        byte_lengths_V = np.zeros(lengths.shape, lengths.dtype)
+        byte_lengths_V[: self.corpus.vocabulary.size] = self.corpus.vocabulary.byte_lengths
+        self.byte_lengths_V = _placed(byte_lengths_V, lengths)
         seconds = time.perf_counter() - begun
         self.writer.write(int(state["step"]), {"compile/seconds": seconds})
         self.progress.note(f"compiled in {seconds:.1f} s")
@@ -178,6 +187,7 @@ class _Run:
         self.progress.phase("validating")
         sums = {"nats": 0.0, "tokens": 0.0, "bytes": 0.0}
         for batch in self._validation_batches():
+            batch = _placed(batch, self.validation_batch)
             for name, value in self.validation_step(params, batch, self.byte_lengths_V).items():
                 sums[name] += float(value)
         result = {
@@ -200,6 +210,13 @@ class _Run:
 
     def _save(self, state: TrainState, step: int, validation_loss: float | None) -> None:
         self.checkpoints.save(step, state, self.config.to_dict(), self.corpus.manifest.to_dict(), validation_loss)
+
+
+def _placed(arrays: Any, abstract: Any) -> Any:
+    """Return a host's arrays as global ones; a host may have all rows, or those of its own devices only."""
+    return jax.tree.map(
+        lambda array, like: jax.make_array_from_process_local_data(like.sharding, array, like.shape), arrays, abstract
+    )
 
 
 class _Clock:

@@ -1,18 +1,56 @@
-"""The training step and the validation step: pure functions of state and batch."""
+"""The training step and the validation step: pure functions of state and batch, and the programs of a mesh."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stagjax.config import Config
 from stagjax.model import stagformer
 from stagjax.model.stagformer import Params
+from stagjax.sharding import constrain, logical_axes, parameter_path, spec
 from stagjax.training.optimizer import learning_rate_schedule, make_optimizer
-from stagjax.training.state import TrainState
+from stagjax.training.state import TrainState, abstract_state
 
 Batch = dict[str, jax.Array]
+
+
+def training_program(config: Config, mesh: Mesh) -> tuple[jax.stages.Wrapped, tuple[TrainState, Batch, jax.Array]]:
+    """Return the training step jitted for `mesh`, and the shapes, dtypes and shardings of its arguments.
+
+    The step takes what `make_train_step`'s takes; the state is donated. Rows are divided over `data` and `fsdp`, the
+    state as `stagjax.sharding` says, and metrics are on every device.
+    """
+    state = abstract_state(config, mesh)
+    arguments = state, _abstract_batch(config, mesh, config.training.global_batch), _abstract_lengths(config, mesh)
+    shardings = _shardings(arguments)
+    step = jax.jit(
+        _on(mesh, make_train_step(config)),
+        in_shardings=shardings,
+        out_shardings=(shardings[0], NamedSharding(mesh, PartitionSpec())),
+        donate_argnums=0,
+    )
+    return step, arguments
+
+
+def validation_program(config: Config, mesh: Mesh) -> tuple[jax.stages.Wrapped, tuple[Params, Batch, jax.Array]]:
+    """Return the validation step jitted for `mesh`, and the shapes, dtypes and shardings of its arguments.
+
+    A batch is as large as a part of a training batch, so that it fits into the same memory.
+    """
+    rows = config.training.global_batch // config.training.accumulation
+    params = abstract_state(config, mesh)["params"]
+    arguments = params, _abstract_batch(config, mesh, rows), _abstract_lengths(config, mesh)
+    step = jax.jit(
+        _on(mesh, make_validation_step(config)),
+        in_shardings=_shardings(arguments),
+        out_shardings=NamedSharding(mesh, PartitionSpec()),
+    )
+    return step, arguments
 
 
 def make_train_step(
@@ -64,6 +102,7 @@ def make_validation_step(config: Config) -> Callable[[Params, Batch, jax.Array],
 
 def sum_nats(config: Config, params: Params, batch: Batch) -> jax.Array:
     """Return the summed cross-entropy of a batch's targets in nats, float32; padding weighs nothing."""
+    params = stagformer.gather_embeddings(config.model, params)
     outputs = stagformer.forward(
         config.model,
         params,
@@ -72,22 +111,13 @@ def sum_nats(config: Config, params: Params, batch: Batch) -> jax.Array:
         batch["segment_ids"],
         remat=config.training.remat,
         scan_layers=config.training.scan_layers,
+        attention=config.training.attention,
     )
     y_BTD = stagformer.readout(config.model, params, outputs.stacks)
     # Cast here, once: inside the chunks the whole tied embedding would be read and cast again for each of them.
-    embedding_VD = params["embedding"].astype(y_BTD.dtype)
-
-    def chunk_nats(y_D: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
-        logits_V = stagformer.logits({"embedding": embedding_VD}, y_D)
-        return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits_V, targets) * weights)
-
-    chunks = config.training.loss_chunks
-    tokens = (y_BTD, batch["targets"], batch["loss_weights"])
-    if chunks == 1:
-        return chunk_nats(*tokens)
-    split = jax.tree.map(lambda leaf: leaf.reshape(chunks, -1, *leaf.shape[2:]), tokens)
-    remembered = jax.checkpoint(chunk_nats)  # only y is kept for the backward pass, never a chunk's logits
-    return jax.lax.scan(lambda nats, chunk: (nats + remembered(*chunk), None), jnp.zeros(()), split)[0]
+    embedding = params["embedding"].astype(y_BTD.dtype)
+    nats = functools.partial(_row_nats, config.training.loss_chunks)
+    return jnp.sum(stagformer.by_group(nats, embedding, y_BTD, batch["targets"], batch["loss_weights"]))
 
 
 def num_bytes(batch: Batch, byte_lengths_V: jax.Array) -> jax.Array:
@@ -95,14 +125,74 @@ def num_bytes(batch: Batch, byte_lengths_V: jax.Array) -> jax.Array:
     return jnp.sum(byte_lengths_V[batch["targets"]] * batch["loss_weights"])
 
 
+def _row_nats(
+    chunks: int, embedding_VD: jax.Array, y_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
+) -> jax.Array:
+    """Return the summed cross-entropy of rows in nats, computed in `chunks` of positions, one after the other."""
+
+    def chunk_nats(y_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> jax.Array:
+        logits_BTV = stagformer.logits({"embedding": embedding_VD}, y_BTD)
+        return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits_BTV, targets_BT) * weights_BT)
+
+    if chunks == 1:
+        return chunk_nats(y_BTD, targets_BT, weights_BT)
+
+    def split(leaf: jax.Array) -> jax.Array:
+        # Along positions: every chunk has all rows, so that no device waits for another's.
+        return jnp.moveaxis(leaf.reshape(leaf.shape[0], chunks, -1, *leaf.shape[2:]), 1, 0)
+
+    remembered = jax.checkpoint(chunk_nats)  # only y is kept for the backward pass, never a chunk's logits
+    tokens = jax.tree.map(split, (y_BTD, targets_BT, weights_BT))
+    return jax.lax.scan(lambda nats, chunk: (nats + remembered(*chunk), None), jnp.zeros(()), tokens)[0]
+
+
 def _accumulate(
     gradient_of: Callable[[Params, Batch], tuple[jax.Array, Params]], params: Params, batch: Batch, parts: int
 ) -> tuple[jax.Array, Params]:
     """Sum loss and gradient over `parts` equal parts of the batch, one after the other."""
-    split = jax.tree.map(lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), batch)
+
+    def split(leaf: jax.Array) -> jax.Array:
+        # Part i is every parts-th row from row i on: of neighbouring rows, which a device has, an equal share.
+        return constrain(jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0), None, "batch", None)
 
     def add(total: tuple, part: Batch) -> tuple[tuple, None]:
-        return jax.tree.map(jnp.add, total, gradient_of(params, part)), None
+        loss, gradient = jax.tree.map(jnp.add, total, gradient_of(params, part))
+        return (loss, _divided(gradient)), None
 
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
-    return jax.lax.scan(add, (jnp.zeros(()), zero), split)[0]
+    return jax.lax.scan(add, (jnp.zeros(()), _divided(zero)), jax.tree.map(split, batch))[0]
+
+
+def _divided(gradient: Params) -> Params:
+    """Divide a gradient as the parameters are."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: constrain(leaf, *logical_axes(parameter_path(path))), gradient
+    )
+
+
+def _on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` traced under `mesh`, by which `constrain` divides and attention chooses its kernel."""
+
+    @functools.wraps(function)
+    def placed(*args: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return placed
+
+
+def _abstract_batch(config: Config, mesh: Mesh, rows: int) -> Batch:
+    """Return the shapes and shardings of what `stagjax.data.packing.expand` returns for all rows of all hosts."""
+    sharding = NamedSharding(mesh, spec(("batch", None), "training"))
+    dtypes = dict.fromkeys(("inputs", "targets", "positions", "segment_ids"), jnp.int32) | {"loss_weights": jnp.float32}
+    shape = (rows, config.data.row_length)
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in dtypes.items()}
+
+
+def _abstract_lengths(config: Config, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return jax.ShapeDtypeStruct((config.model.vocab_size,), jnp.float32, sharding=replicated)
+
+
+def _shardings(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)

@@ -13,6 +13,18 @@ from stagjax.config import Config
 from stagjax.errors import UserError, unknown
 
 
+def variant_names(path: str) -> list[str]:
+    """Return the variants that an experiment file names.
+
+    Raises:
+      UserError: a missing file, or one without a table of variants.
+    """
+    module = _load_file(path, path)
+    if not hasattr(module, "VARIANTS"):
+        raise UserError(f"--config={path}: the file has no table VARIANTS; name the variants")
+    return list(module.VARIANTS)
+
+
 def load_config(spec: str, overrides: Sequence[str] = ()) -> Config:
     """Load an experiment.
 
@@ -24,19 +36,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Config:
       UserError: missing file, no `get_config`, unknown variant, unknown field, broken rule.
     """
     path, _, arg = spec.partition(":")
-    file = pathlib.Path(path)
-    if not file.is_file():
-        raise UserError(f"--config={spec}: there is no file {path!r}; use e.g. experiments/stdlib.py:separate_2x3")
-    module_spec = importlib.util.spec_from_file_location(f"experiment_{file.stem}", file)
-    if module_spec is None or module_spec.loader is None:
-        raise UserError(f"--config={spec}: {path!r} is not a Python file; use e.g. experiments/stdlib.py:separate_2x3")
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"--config={spec}: {path!r} does not run: {type(error).__name__}: {error}") from error
-    if not hasattr(module, "get_config"):
-        raise UserError(f"--config={spec}: {path!r} defines no get_config(arg); see experiments/stdlib.py")
+    module = _load_file(path, spec)
     try:
         tree = module.get_config(arg)
     except (KeyError, TypeError, AttributeError) as error:
@@ -94,6 +94,23 @@ def override(config: ml_collections.ConfigDict, assignments: Sequence[str]) -> N
         except (ValueError, SyntaxError):
             value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
         _assign(config, {key: value})
+
+
+def _load_file(path: str, spec: str) -> Any:
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise UserError(f"--config={spec}: there is no file {path!r}; use e.g. experiments/stdlib.py:separate_2x3")
+    module_spec = importlib.util.spec_from_file_location(f"experiment_{file.stem}", file)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"--config={spec}: {path!r} is not a Python file; use e.g. experiments/stdlib.py:separate_2x3")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"--config={spec}: {path!r} does not run: {type(error).__name__}: {error}") from error
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config={spec}: {path!r} defines no get_config(arg); see experiments/stdlib.py")
+    return module
 
 
 def _assign(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> None:

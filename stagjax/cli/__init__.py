@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train an experiment, or go on with one that was stopped",
     "generate": "continue prompts with a trained model",
     "data": "prepare data and vocabularies",
+    "plan": "what a program costs on a TPU topology, compiled here, without a TPU",
     "demo": "train four small models and compare them in one table",
 }
 

@@ -125,6 +125,67 @@ def plot_losses(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: pathlib.P
             axes.spines[side].set_visible(False)
 
 
+PART_COLOURS = {
+    "self_attention": "#3b6fb6",
+    "cross_attention": "#9a5fb0",
+    "mlp": "#3c9d6b",
+    "embedding": "#8c6d46",
+    "combination": "#c9a227",
+    "logits": "#d1762b",
+    "sampling": "#b5443f",
+    "handoff": "#111827",
+    "other": "#d1d5db",
+    "collective": "#6b7280",
+}
+
+
+def plot_timelines(plans: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
+    """Draw decode steps (`Plan.to_dict`) above one time axis: a lane a slice, parts in colour, collectives in grey."""
+    lanes = [plan["mesh"]["stack"] for plan in plans]
+    heights = [count + 0.7 for count in lanes]
+    with _figure(path, width=11, height=1.6 + sum(0.5 * height + 0.25 for height in heights)) as (figure, plt):
+        all_axes = figure.subplots(len(plans), 1, sharex=True, gridspec_kw={"height_ratios": heights}, squeeze=False)
+        for plan, axes in zip(plans, all_axes[:, 0], strict=True):
+            _draw_timeline(axes, plan)
+        all_axes[-1, 0].set_xlabel(
+            "microseconds, estimated: the compiler's cycles, and 1 us a link for collectives (nothing was measured)"
+        )
+        parts = [part for part in PART_COLOURS if any(s["part"] == part for plan in plans for s in plan["timeline"])]
+        handles = [plt.Rectangle((0, 0), 1, 1, color=PART_COLOURS[part]) for part in parts]
+        names = [part.replace("_", " ") for part in parts]
+        figure.legend(handles, names, loc="outside lower center", ncols=len(parts), frameon=False, fontsize=8)
+
+
+def _draw_timeline(axes: Any, plan: Mapping[str, Any]) -> None:
+    stack, end = plan["mesh"]["stack"], 1e3 * max(segment["end"] for segment in plan["timeline"])
+    for s in range(stack):
+        for part, colour in PART_COLOURS.items():
+            spans = [
+                (1e3 * segment["start"], 1e3 * (segment["end"] - segment["start"]))
+                for segment in plan["timeline"]
+                if segment["part"] == part
+            ]
+            if spans:
+                axes.broken_barh(spans, (s - 0.36, 0.72), facecolors=colour, linewidth=0)
+    if stack > 1:
+        for s in range(stack - 1):
+            axes.annotate(
+                "",
+                xy=(end * 1.012, s + 1),
+                xytext=(end * 1.012, s),
+                arrowprops={"arrowstyle": "->", "color": PART_COLOURS["handoff"], "lw": 1.4},
+                annotation_clip=False,
+            )
+    request = plan["request"]
+    axes.set_title(
+        f"{request['name']}, batch {request['batch']}, {plan['chips']} chips: {end:.0f} us", loc="left", fontsize=10
+    )
+    axes.set_yticks(range(stack), [f"slice {s}" if stack > 1 else "all chips" for s in range(stack)])
+    axes.set_ylim(stack - 0.5, -0.5)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+
+
 @contextlib.contextmanager
 def _figure(path: pathlib.Path, width: float, height: float) -> Iterator[tuple[Any, Any]]:
     """Yield a figure that is written to `path`, whole or not at all, when the block ends."""

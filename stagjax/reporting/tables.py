@@ -56,6 +56,76 @@ def demo_table(rows: Sequence[dict[str, Any]], steps: int) -> rich.table.Table:
     return table
 
 
+def plan_tables(plan: dict[str, Any]) -> list[rich.table.Table]:
+    """Return the tables of `stagjax plan` for one program (`Plan.to_dict`)."""
+    mesh = ", ".join(f"{name} {size}" for name, size in plan["mesh"].items() if size > 1) or "one chip"
+    idle = f", {plan['idle_chips']} idle" if plan["idle_chips"] else ""
+    request = plan["request"]
+    title = (
+        f"{request['name']}: {request['program']}, batch {request['batch']}, {request['context']} tokens, on "
+        f"{plan['chips']} chips of {plan['topology']} ({mesh}{idle})"
+    )
+    table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(justify="right")
+    limit = plan["hbm_bytes_per_chip"]
+    verdict = "fits" if plan["fits"] else "[bold red]does not fit[/bold red]"
+    memory = {name: decimal(size) for name, size in plan["memory"].items() if size}
+    _section(table, f"memory of a chip: {verdict} into {decimal(limit)}", memory)
+    if plan["advice"]:
+        _section(table, "what would fit", {line: "" for line in plan["advice"]})
+    if plan["compiler_cycles"] is None:
+        return [table]
+    _section(
+        table,
+        "work of a chip, by the compiler",
+        {
+            "FLOPs": scaled(plan["flops"] or 0),
+            "bytes moved": decimal(plan["hbm_bytes"] or 0),
+            "cycles": f"{plan['compiler_cycles']:,}",
+            **({"Pallas kernels, in no figure": str(plan["kernels"])} if plan["kernels"] else {}),
+            "compiled in": f"{plan['compile_seconds']:.1f} s",
+        },
+    )
+    parts = {part.replace("_", " "): f"{ms:.3f} ms" for part, ms in plan["components_ms"].items()}
+    _section(table, "the compiler's cycles by part, without collectives", parts)
+    return [table, _collectives_table(plan), _ledger_table(plan)]
+
+
+def comparison_table(rows: Sequence[dict[str, Any]], topology: str) -> rich.table.Table:
+    """Return the table of `stagjax plan --compare` for one batch (`compare.Row.to_dict`)."""
+    title = (
+        f"a decode step on {topology}, batch {rows[0]['batch']}: estimates in ms (ratios to the baseline of as many "
+        "layers, on equal chips / on the chips of one slice)"
+    )
+    table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left")
+    for column in ("variant", "chips", "fits"):
+        table.add_column(column, justify="left" if column == "variant" else "right", no_wrap=True)
+    for name in rows[0]["estimates"]:
+        table.add_column(name, justify="right")
+    for row in rows:
+        stack, tensor = row["mesh"]["stack"], row["mesh"]["tensor"]
+        chips = f"{stack}x{tensor}" if stack > 1 else str(tensor)
+        cells = [_ratios(estimate) for estimate in row["estimates"].values()]
+        table.add_row(row["name"], chips, "yes" if row["plan"]["fits"] else "no", *cells)
+    return table
+
+
+def choices_table(rows: Sequence[tuple[str, dict[str, Any]]], topology: str) -> rich.table.Table:
+    """Return the table of what each choice buys, one added to the ones before; the baseline gets the same form."""
+    title = (
+        f"what each choice buys on {topology}, batch {rows[0][1]['batch']}: estimates in ms (ratios to the baseline in "
+        "the same form)"
+    )
+    table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("choice", no_wrap=True)
+    for name in rows[0][1]["estimates"]:
+        table.add_column(name, justify="right")
+    for text, row in rows:
+        table.add_row(text, *(_ratios(estimate) for estimate in row["estimates"].values()))
+    return table
+
+
 def scaled(number: float) -> str:
     """Return a number with a decimal suffix, e.g. 1.58B."""
     for suffix, size in (("P", 1e15), ("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
@@ -71,6 +141,44 @@ def binary(size: float) -> str:
             return f"{size:.4g} {suffix}"
         size /= 1024
     return f"{size:.4g} TiB"
+
+
+def decimal(size: float) -> str:
+    """Return bytes with a decimal suffix, as chips are sold, e.g. 16 GB."""
+    for suffix in ("B", "kB", "MB", "GB"):
+        if abs(size) < 1000:
+            return f"{size:.3g} {suffix}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def _ratios(estimate: dict[str, float]) -> str:
+    return f"{estimate['step_ms']:.3f} ({estimate['ratio_equal_chips']:.2f} / {estimate['ratio_one_slice']:.2f})"
+
+
+def _collectives_table(plan: dict[str, Any]) -> rich.table.Table:
+    table = rich.table.Table(title="collectives", box=rich.box.SIMPLE_HEAD, title_justify="left")
+    for column in ("kind", "for", "axis", "count", "bytes each"):
+        table.add_column(column, justify="right" if column in ("count", "bytes each") else "left")
+    for row in plan["collectives"]:
+        table.add_row(row["kind"], row["primitive"], row["axis"], str(row["count"]), f"{row['bytes']:,}")
+    handoff = plan["handoff"]
+    if handoff:
+        waits = "is awaited in the step" if handoff["awaited_in_the_step"] else "nothing in the step waits for it"
+        begins = "leaves when its stack is done" if handoff["needs_the_step"] else "leaves at the step's beginning"
+        overlap = f", under way during {handoff['overlapped_ms']:.3f} ms of work" if handoff["overlapped_ms"] else ""
+        table.caption = f"handoff over {handoff['hops']} links: {begins}, {waits}{overlap}"
+    return table
+
+
+def _ledger_table(plan: dict[str, Any]) -> rich.table.Table:
+    table = rich.table.Table(title="the step, estimated (not measured)", box=rich.box.SIMPLE_HEAD, title_justify="left")
+    for column in ("computing by", "collectives by", "computing ms", "collectives ms", "step ms"):
+        table.add_column(column, justify="right" if column.endswith("ms") else "left")
+    for ledger in plan["ledgers"]:
+        figures = (ledger["compute_ms"], ledger["collectives_ms"], ledger["step_ms"])
+        table.add_row(ledger["compute"], ledger["calibration"], *(f"{ms:.3f}" for ms in figures))
+    return table
 
 
 def _section(table: rich.table.Table, title: str, rows: dict[str, str]) -> None:

@@ -1,0 +1,1 @@
+"""What a compiled program costs: its collectives, its cycles, its latency."""

@@ -1,0 +1,368 @@
+"""What a program costs on a topology that need not be there: compiled ahead of time, then read.
+
+Every figure is the compiler's, the makers' or an estimate (`ledger`); nothing here was measured on a chip.
+"""
+
+import dataclasses
+import re
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+
+from stagjax.bench import hlo, waiting
+from stagjax.bench.collectives import collectives, tally
+from stagjax.bench.ledger import HOPS, PUBLISHED, Calibration, Ledger, Network, ledgers
+from stagjax.bench.programs import Traceable, decode_program, prefill_program, train_program
+from stagjax.bench.topology import stand_in
+from stagjax.config import Config, ModelConfig
+from stagjax.decoding.placement import PADDED, PARALLEL, RECURRENT, make_placement
+from stagjax.errors import UserError, unknown
+from stagjax.mesh import DecodeMesh, decoding_mesh, training_mesh
+
+PROGRAMS = ("decode", "prefill", "train")
+
+# Parts of a step by the scopes that the code names; whatever lies in none of them is "other".
+COMPONENTS = (
+    "embedding",
+    "self_attention",
+    "cross_attention",
+    "mlp",
+    "handoff",
+    "combination",
+    "logits",
+    "sampling",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is to be planned.
+
+    Attributes:
+      name: shown in reports.
+      config: the experiment.
+      program: "decode", "prefill" or "train".
+      batch: rows decoded at once; training takes its own global batch.
+      context: slots of the caches, or tokens of the prompts.
+      mesh: of a decode step or prefill; None for a slice a stack, as large as the topology allows.
+      mode: "parallel" or "recurrent" decoding.
+      heads: how heads are laid out over chips.
+      rows: padding of products; None for what a TPU wants.
+    """
+
+    name: str
+    config: Config
+    program: str = "decode"
+    batch: int = 1
+    context: int = 1280
+    mesh: DecodeMesh | None = None
+    mode: str = PARALLEL
+    heads: str = PADDED
+    rows: int | None = None
+
+    def check(self) -> None:
+        """Raise `UserError` for values that mean nothing."""
+        if self.program not in PROGRAMS:
+            raise unknown("--program", self.program, PROGRAMS)
+        if self.batch < 1:
+            raise UserError(f"--batch={self.batch} is below 1; use 1 or more")
+        longest = self.config.model.max_length
+        if not 1 <= self.context <= longest:
+            raise UserError(f"--context={self.context} is outside 1..{longest}, model.max_length")
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """What a chip does for a while, in milliseconds from the beginning of a step: "collective" or a part of it."""
+
+    part: str
+    start: float
+    end: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one program costs.
+
+    Attributes:
+      request: what was planned.
+      topology: its name.
+      mesh: sizes of the mesh axes.
+      chips: that it uses.
+      idle_chips: of the topology.
+      fits: whether a chip's memory holds it.
+      memory: bytes a chip by what they hold; "total" is their sum.
+      hbm_bytes_per_chip: that a chip has.
+      flops: of one chip, by the compiler; None for a program that was not compiled to the end.
+      hbm_bytes: that one chip moves, by the compiler, which counts what fusions read and write, in fast memory too.
+      hbm_floor_ms: weights and caches that must be read, over the memory's bandwidth.
+      compiler_cycles: trip counts multiplied; without collectives and Pallas kernels.
+      compiler_ms: over the chip's clock.
+      kernels: Pallas kernels, whose time is in no figure.
+      components_ms: the compiler's milliseconds by part of a step.
+      collectives: `kind`, `axis`, `primitive`, `count`, `bytes`, `asynchronous`.
+      handoff: what is known of the handoff, None without one.
+      ledgers: estimates of a whole step.
+      timeline: the step in order, by the first ledger.
+      compile_seconds: of tracing and compiling on this machine.
+      advice: what would fit, if this does not.
+    """
+
+    request: Request
+    topology: str
+    mesh: dict[str, int]
+    chips: int
+    idle_chips: int
+    fits: bool
+    memory: dict[str, int]
+    hbm_bytes_per_chip: float
+    flops: float | None = None
+    hbm_bytes: float | None = None
+    hbm_floor_ms: float | None = None
+    compiler_cycles: int | None = None
+    compiler_ms: float | None = None
+    kernels: int = 0
+    components_ms: dict[str, float] = dataclasses.field(default_factory=dict)
+    collectives: tuple[dict[str, Any], ...] = ()
+    handoff: dict[str, Any] | None = None
+    ledgers: tuple[Ledger, ...] = ()
+    timeline: tuple[Segment, ...] = ()
+    compile_seconds: float = 0.0
+    advice: tuple[str, ...] = ()
+
+    @property
+    def bytes_per_chip(self) -> int:
+        """Everything that one chip must hold."""
+        return self.memory["total"]
+
+    def step_ms(self, compute: str, calibration: str) -> float:
+        """Return a ledger's estimate of the step."""
+        return next(x.step_ms for x in self.ledgers if (x.compute, x.calibration) == (compute, calibration))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all figures, ready for JSON."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        request = self.request
+        described = {
+            "name": request.name,
+            "program": request.program,
+            "batch": request.batch if request.program != "train" else request.config.training.global_batch,
+            "context": request.context,
+            "decoding": request.mode,
+            "heads": request.heads,
+            "rows": request.rows,
+        }
+        own |= {
+            "request": described,
+            "bytes_per_chip": self.bytes_per_chip,
+            "ledgers": [ledger.to_dict() for ledger in self.ledgers],
+            "timeline": [dataclasses.asdict(segment) for segment in self.timeline],
+        }
+        return own
+
+
+def plan(
+    request: Request,
+    topology: str,
+    devices: Sequence[jax.Device],
+    calibrations: Iterable[Calibration] = (HOPS, PUBLISHED),
+) -> Plan:
+    """Compile a program for a topology and read it.
+
+    Args:
+      request: what.
+      topology: name of the topology.
+      devices: all of its devices (`topology.topology_devices`).
+      calibrations: of the collectives.
+
+    Raises:
+      UserError: a mesh, batch or mode that does not fit the model or the topology.
+    """
+    request.check()
+    traceable, network = _traceable(request, devices)
+    chips = network.mesh.size
+    known = {
+        "request": request,
+        "topology": topology,
+        "mesh": dict(network.mesh.shape),
+        "chips": chips,
+        "idle_chips": len(devices) - chips,
+        "hbm_bytes_per_chip": network.chip.hbm_bytes,
+    }
+    begun = time.perf_counter()
+    try:
+        compiled = traceable.function.lower(*traceable.arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = _bytes_needed(str(error))
+        if needed is None:
+            raise
+        needed = max(needed, sum(traceable.held.values()))
+        memory = traceable.held | {"temporaries": needed - sum(traceable.held.values()), "total": needed}
+        return _with_advice(Plan(fits=False, memory=memory, compile_seconds=time.perf_counter() - begun, **known))
+    seconds = time.perf_counter() - begun
+    memory = _memory(traceable, compiled.memory_analysis())
+    program = hlo.parse(compiled.as_text())
+    cycles = program.cycles()
+    clock = network.chip.clock
+    costs = compiled.cost_analysis() or {}
+    return _with_advice(
+        Plan(
+            fits=memory["total"] <= network.chip.hbm_bytes,
+            memory=memory,
+            flops=costs.get("flops"),
+            hbm_bytes=costs.get("bytes accessed"),
+            hbm_floor_ms=1e3 * traceable.read / network.chip.hbm_bandwidth,
+            compiler_cycles=cycles.total,
+            compiler_ms=None if clock is None else 1e3 * cycles.total / clock,
+            kernels=cycles.kernels,
+            components_ms={} if clock is None else _components(program, clock),
+            collectives=tuple(tally(collectives(program, network.mesh.shape))),
+            handoff=_handoff(program, network),
+            ledgers=tuple(ledgers(program, network, traceable.read, calibrations)),
+            timeline=() if clock is None or request.program != "decode" else _timeline(program, network, clock),
+            compile_seconds=seconds,
+            **known,
+        )
+    )
+
+
+def default_mesh(model: ModelConfig, mode: str, chips: int) -> DecodeMesh:
+    """Return a slice for every running stack, each of the largest power of two of chips."""
+    stack = 1 if mode == RECURRENT else model.num_stacks
+    return DecodeMesh(stack=stack, tensor=1 << max((chips // stack).bit_length() - 1, 0))
+
+
+def matched_baseline(request: Request, tensor: int) -> Request:
+    """Return the plain decoder of as many layers as all stacks together, in the same form, on `tensor` chips."""
+    model = request.config.model
+    deep = dataclasses.replace(
+        model,
+        num_stacks=1,
+        layers_per_stack=model.num_stacks * model.layers_per_stack,
+        shared_weights=False,
+        cross_window=None,
+        cross_attention="sequential",
+        lag=1,
+        combine="last",
+    )
+    config = dataclasses.replace(request.config, model=deep)
+    name = f"baseline_{deep.layers_per_stack}"
+    return dataclasses.replace(request, name=name, config=config, mesh=DecodeMesh(tensor=tensor), mode=PARALLEL)
+
+
+def _traceable(request: Request, devices: Sequence[jax.Device]) -> tuple[Traceable, Network]:
+    """Return the program over stand-ins, and where its chips really are."""
+    if request.program == "train":
+        mesh = training_mesh(request.config.mesh, devices)
+        return train_program(request.config, stand_in(mesh, devices)), Network.of(mesh, devices)
+    model = request.config.model
+    sizes = request.mesh or default_mesh(model, request.mode, len(devices))
+    network = Network.of(decoding_mesh(sizes, devices), devices)
+    placement = make_placement(model, sizes, mode=request.mode, heads=request.heads, rows=request.rows, devices=devices)
+    placement = dataclasses.replace(placement, mesh=stand_in(network.mesh, devices))
+    build = decode_program if request.program == "decode" else prefill_program
+    return build(placement, request.batch, request.context), network
+
+
+def _memory(traceable: Traceable, analysis: Any) -> dict[str, int]:
+    """Split the compiler's account of a chip's memory by what we know of the arguments."""
+    parts = dict(traceable.held)
+    parts["other arguments"] = max(analysis.argument_size_in_bytes - sum(parts.values()), 0)
+    parts["outputs"] = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    parts["temporaries"] = analysis.temp_size_in_bytes
+    parts["program"] = analysis.generated_code_size_in_bytes
+    return parts | {"total": sum(parts.values())}
+
+
+def _bytes_needed(message: str) -> int | None:
+    """Return what the compiler says a program would use (at least), None if the error is another one."""
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
+    found = found or re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM", message)
+    if found is None:
+        return None
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
+
+
+def _components(program: hlo.Program, clock: float) -> dict[str, float]:
+    """Return the compiler's milliseconds by part of the step."""
+    totals = dict.fromkeys((*COMPONENTS, "other"), 0.0)
+    for instruction, times in program.walk():
+        totals[_component(instruction.op_name) or "other"] += 1e3 * times * (instruction.cycles or 0) / clock
+    return {part: ms for part, ms in totals.items() if ms}
+
+
+def _component(op_name: str) -> str | None:
+    scopes = op_name.split("/")
+    return next((scope for scope in reversed(scopes) if scope in COMPONENTS), None)
+
+
+def _handoff(program: hlo.Program, network: Network) -> dict[str, Any] | None:
+    """Say of each handoff what waits for it, what it waits for, and what runs while it is under way."""
+    permutes = [c for c in collectives(program, network.mesh.shape) if c.kind == "collective-permute"]
+    permutes = [c for c in permutes if _component(c.op_name) == "handoff"]
+    if not permutes:
+        return None
+    under_way = [waiting.between(program, c.instruction, network.mesh.shape) for c in permutes]
+    clock = network.chip.clock
+    return {
+        "count": sum(c.count for c in permutes),
+        "bytes": permutes[0].bytes,
+        "hops": network.hops(permutes[0]),
+        "awaited_in_the_step": any(waiting.waiting(program, c.instruction) for c in permutes),
+        "needs_the_step": any(waiting.sources(program, c.instruction) for c in permutes),
+        "overlapped_ms": 1e3 * min(u.cycles for u in under_way) / clock if clock else None,
+        "overlapped_collectives": min(len(u.collectives) for u in under_way),
+    }
+
+
+def _timeline(program: hlo.Program, network: Network, clock: float) -> tuple[Segment, ...]:
+    """Return the step as the schedule runs it: the compiler's time, and collectives by their hops."""
+    found = {collective.instruction: collective for collective in collectives(program, network.mesh.shape)}
+    segments: list[Segment] = []
+    now, part = 0.0, "other"
+    for instruction, times in program.walk():
+        part = _component(instruction.op_name) or part
+        kind, lasts = part, 1e3 * times * (instruction.cycles or 0) / clock
+        collective = found.get(instruction.name)
+        if collective and not collective.asynchronous:
+            kind, lasts = "collective", 1e-3 * times * network.latency_us(collective, HOPS)
+        if not lasts:
+            continue
+        if segments and segments[-1].part == kind:
+            segments[-1] = dataclasses.replace(segments[-1], end=now + lasts)
+        else:
+            segments.append(Segment(kind, now, now + lasts))
+        now += lasts
+    return tuple(segments)
+
+
+def _with_advice(plan: Plan) -> Plan:
+    """Add what would fit to a plan that does not."""
+    if plan.fits:
+        return plan
+    memory, limit, request = plan.memory, plan.hbm_bytes_per_chip, plan.request
+    lines = []
+    if request.program == "train":
+        training = request.config.training
+        fixed = memory.get("parameters and optimizer", 0)
+        if training.remat == "none":
+            lines.append("--config.training.remat=layer (activations of one layer instead of all)")
+        parts = training.accumulation
+        while fixed + memory["temporaries"] * training.accumulation / parts > limit and parts < training.global_batch:
+            parts *= 2
+        if parts > training.accumulation and training.global_batch % parts == 0:
+            lines.append(f"--config.training.accumulation={parts} (a global batch in {parts} parts; estimate)")
+        lines.append(f"a topology of more than {plan.chips} chips (parameters are divided over mesh.fsdp)")
+    else:
+        caches = memory.get("self caches", 0) + memory.get("cross caches", 0)
+        fixed = memory["total"] - caches
+        rows = int((limit - fixed) / (caches / request.batch)) if caches and limit > fixed else 0
+        rows -= rows % plan.mesh["data"]
+        if rows:
+            lines.append(f"--batch={rows} or less (estimate: {fixed / 1e9:.1f} GB a chip besides the caches)")
+        lines.append(f"a topology of more than {plan.chips} chips, or a larger tensor axis of --mesh")
+        if request.config.model.cross_window is None and memory.get("cross caches"):
+            lines.append("a window (--config.model.cross_window=512): cross caches hold that many slots")
+    return dataclasses.replace(plan, advice=tuple(lines))

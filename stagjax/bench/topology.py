@@ -1,0 +1,182 @@
+"""TPU topologies without TPUs: libtpu compiles for chips that are only named.
+
+libtpu is loaded once per process. It is quiet here, and asks no metadata server, unless this machine has TPUs.
+"""
+
+import contextlib
+import glob
+import importlib.util
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from stagjax.config import divisors
+from stagjax.errors import UserError, unknown
+from stagjax.mesh import coordinates
+
+# Name in a topology to the kind of its devices. Families with two devices a chip (v4, 7x) are left out: what
+# `hardware.CHIPS` says of a chip would be counted for each of the two.
+FAMILIES = {"v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}
+_EXAMPLES = "v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:4x4"
+
+# The slices of v5e and v6e that exist. libtpu accepts more, and then fails in the midst of compiling, or aborts.
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+
+# Where there are no TPUs to be found, they are not looked for, and there is nothing that processes could not share.
+_ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
+
+def topology_devices(name: str) -> list[jax.Device]:
+    """Return the devices of a topology such as "v5e:4x4", in the order of their ids; programs compile for them.
+
+    Raises:
+      UserError: libtpu is not installed or another process holds it, or there is no such topology.
+    """
+    family, _, layout = name.partition(":")
+    if family not in FAMILIES:
+        raise unknown("TPU family in --topology", family, FAMILIES)
+    flat = family != "v5p"
+    if not re.fullmatch(r"[1-9]\d{0,2}(x[1-9]\d{0,2})" + ("" if flat else "{2}"), layout):
+        raise UserError(f"--topology={name}: {layout!r} is no layout of chips; use one like {_EXAMPLES}")
+    if flat and "x".join(sorted(layout.split("x"), key=int)) not in _FLAT:
+        raise UserError(f"--topology={name}: {family} has no slices of {layout} chips; use one of {', '.join(_FLAT)}")
+    if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
+        raise UserError(
+            f"--topology={name} is compiled for by libtpu, which is not installed; "
+            "install it with: pip install 'stagjax[tpu]'"
+        )
+    try:
+        return _devices(name)
+    except RuntimeError as error:
+        raise UserError(_explained(name, str(error))) from error
+
+
+def stand_in(mesh: Mesh, devices: Sequence[jax.Device]) -> Mesh:
+    """Return a mesh of the same shape for which a program of `mesh` can be compiled.
+
+    libtpu compiles for a whole topology. Of parts it accepts few: of more than 16 v5e chips none ("limited ICI
+    routing"), of other topologies the first ids and some rectangles; on the rest it fails, or ends the process (an
+    all-reduce over 12 of 16 chips). So what does not use all chips is compiled for a smaller topology that it fills:
+    its own rectangle if it is one, else its slices (groups along the last axis) next to each other, else any
+    rectangle. Such programs differ from the real ones only in the routes that the compiler chooses; hops are counted on
+    `mesh` itself.
+
+    Args:
+      mesh: of chips of one topology.
+      devices: all devices of that topology.
+
+    Raises:
+      UserError: there is no smaller topology of that many chips.
+    """
+    family = next((name for name, kind in FAMILIES.items() if kind == devices[0].device_kind), None)
+    if mesh.size == len(devices) or family is None:
+        return mesh
+    for places in _arrangements(mesh):
+        extent = places.max(axis=0) + 1
+        if family != "v5e" or mesh.size <= 16 or (extent[0] in (4, 8, 16) and extent[1] <= 16):
+            break
+    else:
+        raise UserError(
+            f"libtpu does not compile for {mesh.size} of the {len(devices)} chips; use all of them, or a power of two"
+        )
+    # A host has 2x2 chips, but what is merely compiled for may have odd sides.
+    bounds = {"chips_per_host_bounds": (1, 1, 1)} if (extent[:2] % 2).any() else {}
+    layout = "x".join(str(side) for side in (extent if family == "v5p" else extent[:2]))
+    at = {coordinates(device)[1:]: device for device in _devices(f"{family}:{layout}", **bounds)}
+    chosen = np.empty(mesh.size, dtype=object)
+    chosen[:] = [at[tuple(place)] for place in places.tolist()]
+    return Mesh(chosen.reshape(mesh.devices.shape), mesh.axis_names, axis_types=mesh.axis_types)
+
+
+def _arrangements(mesh: Mesh) -> Iterator[np.ndarray]:
+    """Yield places [chips, dimensions] for the chips of a mesh that fill a rectangle, the most faithful first."""
+    places = np.array([coordinates(device)[1:] for device in mesh.devices.flat])
+    slices = places.reshape(-1, mesh.devices.shape[-1], places.shape[-1])
+    corners, sides = slices.min(axis=1), np.ptp(slices, axis=1) + 1
+    if _fills(places):
+        yield places - places.min(axis=0)
+    if all(map(_fills, slices)) and (sides == sides[0]).all():
+        steps = np.zeros_like(corners)
+        steps[:, 1] = np.arange(len(slices)) * sides[0, 1]
+        yield (slices - corners[:, None] + steps[:, None]).reshape(places.shape)
+    for width in sorted(divisors(mesh.size), key=lambda width: abs(width - mesh.size / width)):
+        places = np.zeros_like(places)
+        places[:, 1], places[:, 0] = np.divmod(np.arange(mesh.size), width)
+        yield places
+
+
+def _devices(name: str, **options: tuple[int, ...]) -> list[jax.Device]:
+    with _environment({} if _has_tpus() else _ENVIRONMENT), _silence():
+        devices = topologies.get_topology_desc(name, platform="tpu", **options).devices
+    return sorted(devices, key=lambda device: device.id)
+
+
+def _explained(name: str, error: str) -> str:
+    """Return one line on why libtpu refuses a topology."""
+    if "lockfile" in error or "already in use" in error:
+        return (
+            f"--topology={name}: another process holds libtpu, which admits one at a time; "
+            "wait for it, or set ALLOW_MULTIPLE_LIBTPU_LOAD=1 for both"
+        )
+    if "not divisible" in error:
+        family, _, layout = name.partition(":")
+        sides = [int(side) for side in layout.split("x")]
+        even = "x".join(str(side + side % 2) for side in sides[:2]) + "".join(f"x{side}" for side in sides[2:])
+        return (
+            f"--topology={name}: a host has 2x2 chips, so that the first two sides must be even; "
+            f"use e.g. {family}:{even}"
+        )
+    first = " ".join(error.split())[:200]
+    return f"--topology={name}: libtpu refuses it ({first}); use one like {_EXAMPLES}"
+
+
+def _fills(places: np.ndarray) -> bool:
+    """Return whether places are all those of a rectangle."""
+    return np.prod(np.ptp(places, axis=0) + 1) == len({tuple(place) for place in places.tolist()})
+
+
+def _has_tpus() -> bool:
+    return bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables that are not set, and take them back: a later start of real TPUs must not see them."""
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep what native code writes to stderr out of sight; it is shown if the block fails with no error of libtpu's."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException as error:
+            os.dup2(stderr, 2)
+            if not isinstance(error, RuntimeError):
+                kept.seek(0)
+                os.write(2, kept.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)

@@ -1,0 +1,220 @@
+"""`stagjax plan`: what a program costs on a TPU topology, compiled ahead of time on any machine."""
+
+import argparse
+import pathlib
+import re
+from typing import Any
+
+from stagjax.cli import add_config_argument
+
+EPILOG = """\
+examples:
+  stagjax plan --config=experiments/pile.py:separate_2x18 --topology=v5e:4x4 --batch=8
+  stagjax plan --config=experiments/pile.py:separate_2x18_window_1 --topology=v5e:4x4 --timeline=step.png
+  stagjax plan --config=experiments/pile.py:separate_2x18 --topology=v5e:8x16 --program=train
+  stagjax plan --config=experiments/pile.py --compare --topology=v5e:4x4 --batch=1,8 --output=plans
+
+Nothing is measured: the compiler tells memory, FLOPs, cycles and collectives; a ledger adds what the collectives take,
+by named constants (--calibration changes them: --calibration=hops:hop_us=0.7,small_us=1). --compare plans every variant
+of a file, or those of --variants, against a plain decoder of as many layers on equal chips and on one slice's chips.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.epilog = EPILOG
+    add_config_argument(parser)
+    add = parser.add_argument
+    add("--topology", required=True, metavar="NAME", help="e.g. v5e:4x4, v5e:16x16, v5p:2x2x4, v6e:4x4")
+    add("--program", default="decode", metavar="NAME", help="decode (a step; the default), prefill, or train")
+    add("--batch", default="1", metavar="B[,B...]", help="rows decoded at once; several with --compare; default: 1")
+    add("--context", type=int, metavar="T", help="slots of the caches, or prompt length; default: data.row_length")
+    add("--mesh", default="", metavar="stack=P,tensor=N", help="default: a slice a stack, on all chips")
+    add("--decoding", default="parallel", metavar="MODE", help="parallel (the default) or recurrent")
+    add(
+        "--heads",
+        default="padded",
+        metavar="HOW",
+        help="heads that chips do not divide: padded (the default), repeated",
+    )
+    add("--rows", type=int, metavar="N", help="pad rows of products to a multiple; default: 8, which a TPU takes")
+    add(
+        "--calibration",
+        action="append",
+        default=[],
+        metavar="NAME:FIELD=X[,...]",
+        help="change constants of the calibration 'hops' or 'published', or name a new one; may be repeated",
+    )
+    add("--json", type=pathlib.Path, metavar="FILE", help="write all figures to FILE")
+    add("--timeline", type=pathlib.Path, metavar="FILE.png", help="draw the decode step, a lane a slice")
+    add("--compare", action="store_true", help="plan all variants of the file, side by side")
+    add("--variants", metavar="A,B,...", help="which, with --compare; default: all")
+    add("--output", type=pathlib.Path, metavar="DIR", help="of --compare: plans.json, timeline_batch_B.png")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compile, then print, write and draw."""
+    from stagjax.errors import UserError
+
+    batches = _batches(args.batch)
+    if args.compare:
+        if args.json or args.timeline or args.program != "decode":
+            raise UserError(
+                "--compare plans decode steps and writes to --output=DIR; leave out --json, --timeline, --program"
+            )
+    elif len(batches) > 1 or args.output or args.variants:
+        raise UserError("several batches, --variants and --output go with --compare; add it, or give one --batch")
+    calibrations = _calibrations(args.calibration)
+    if args.timeline or args.output:
+        from stagjax.reporting.plots import require_matplotlib
+
+        require_matplotlib()
+    (_compare if args.compare else _one)(args, batches, calibrations)
+
+
+def _one(args: argparse.Namespace, batches: list[int], calibrations: list[Any]) -> None:
+    import rich.console
+
+    from stagjax.bench.plan import plan
+    from stagjax.bench.topology import topology_devices
+    from stagjax.errors import UserError
+    from stagjax.files import write_json
+    from stagjax.reporting.plots import plot_timelines
+    from stagjax.reporting.tables import plan_tables
+
+    request = _request(args, args.config, batches[0])
+    request.check()
+    console = rich.console.Console()
+    devices = topology_devices(args.topology)
+    with console.status(f"compiling {request.program} of {request.name} for {args.topology}"):
+        result = plan(request, args.topology, devices, calibrations)
+    figures = result.to_dict()
+    for table in plan_tables(figures):
+        console.print(table)
+    if args.json:
+        write_json(args.json, figures)
+    if args.timeline:
+        if not figures["timeline"]:
+            raise UserError("--timeline draws a decode step that fits; use --program=decode")
+        plot_timelines([figures], args.timeline)
+
+
+def _compare(args: argparse.Namespace, batches: list[int], calibrations: list[Any]) -> None:
+    import rich.console
+
+    from stagjax.bench.compare import Comparison
+    from stagjax.bench.topology import topology_devices
+    from stagjax.files import write_json
+    from stagjax.reporting.plots import plot_timelines
+    from stagjax.reporting.tables import choices_table, comparison_table
+
+    console = rich.console.Console()
+    requests = list(_requests(args, batches))
+    devices = topology_devices(args.topology)
+    with console.status("compiling") as status:
+        on_plan = lambda text: status.update(f"compiling {text} for {args.topology}")
+        comparison = Comparison(args.topology, devices, calibrations, on_plan)
+        rows = [comparison.row(request) for request in requests]
+        separate = [r for r in requests if r.config.model.num_stacks > 1 and not r.config.model.shared_weights]
+        choices = []
+        for batch in batches if separate else ():
+            first = next(request for request in separate if request.batch == batch)
+            choices += [(text, row.to_dict()) for text, row in comparison.choices(first)]
+    figures = [row.to_dict() for row in rows]
+    for batch in batches:
+        console.print(comparison_table([row for row in figures if row["batch"] == batch], args.topology))
+    for batch in batches if choices else ():
+        console.print(choices_table([(text, row) for text, row in choices if row["batch"] == batch], args.topology))
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
+        named = [{"choice": text} | row for text, row in choices]
+        write_json(args.output / "plans.json", {"topology": args.topology, "variants": figures, "choices": named})
+        for batch in batches:
+            shown = _shown([row for row in rows if row.plan.request.batch == batch])
+            if shown:
+                plot_timelines([plan.to_dict() for plan in shown], args.output / f"timeline_batch_{batch}.png")
+        console.print(f"written to {args.output}")
+
+
+def _shown(rows: list[Any]) -> list[Any]:
+    """Return the plans of a picture: of each number of slices the fastest, below the baselines of the first."""
+    fastest: dict[int, Any] = {}
+    for row in sorted(rows, key=lambda row: row.plan.timeline[-1].end if row.plan.timeline else float("inf")):
+        if row.plan.mesh["stack"] > 1 and row.plan.timeline:
+            fastest.setdefault(row.plan.mesh["stack"], row)
+    ordered = [fastest[stack] for stack in sorted(fastest)]
+    return [ordered[0].slice, ordered[0].equal, *(row.plan for row in ordered)] if ordered else []
+
+
+def _request(args: argparse.Namespace, spec: str, batch: int, mode: str | None = None) -> Any:
+    from stagjax.bench.plan import Request
+    from stagjax.errors import unknown
+    from stagjax.experiment import load_config
+    from stagjax.mesh import DecodeMesh
+
+    if args.heads not in ("padded", "repeated"):
+        raise unknown("--heads", args.heads, ("padded", "repeated"))
+    if (mode or args.decoding) not in ("parallel", "recurrent"):
+        raise unknown("--decoding", args.decoding, ("parallel", "recurrent"))
+    config = load_config(spec, args.overrides)
+    return Request(
+        name=spec.partition(":")[2] + (", recurrent" if mode == "recurrent" else ""),
+        config=config,
+        program=args.program,
+        batch=batch,
+        context=args.context or config.data.row_length,
+        mesh=DecodeMesh.parse(args.mesh) if args.mesh else None,
+        mode=mode or args.decoding,
+        heads=args.heads,
+        rows=args.rows,
+    )
+
+
+def _requests(args: argparse.Namespace, batches: list[int]) -> Any:
+    """Yield a request a variant and batch, and one for recurrent decoding where that means something."""
+    from stagjax.decoding.placement import can_recur
+    from stagjax.experiment import variant_names
+
+    path = args.config.partition(":")[0]
+    names = args.variants.split(",") if args.variants else variant_names(path)
+    for batch in batches:
+        for name in names:
+            request = _request(args, f"{path}:{name}", batch, "parallel")
+            request.check()
+            yield request
+            if can_recur(request.config.model):
+                yield _request(args, f"{path}:{name}", batch, "recurrent")
+
+
+def _batches(text: str) -> list[int]:
+    from stagjax.errors import UserError
+
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise UserError(f"--batch={text} is no number of rows; use e.g. 8, or 1,8 with --compare")
+    return [int(part) for part in text.split(",")]
+
+
+def _calibrations(texts: list[str]) -> list[Any]:
+    """Return the two calibrations with the constants that the command line changes."""
+    import dataclasses
+
+    from stagjax.bench.ledger import HOPS, PUBLISHED, Calibration
+    from stagjax.errors import UserError, unknown
+
+    known = {HOPS.name: HOPS, PUBLISHED.name: PUBLISHED}
+    fields = [field.name for field in dataclasses.fields(Calibration) if field.name != "name"]
+    for text in texts:
+        name, _, assignments = text.partition(":")
+        changes = {}
+        for assignment in filter(None, assignments.split(",")):
+            field, _, value = assignment.partition("=")
+            if field not in fields:
+                raise unknown("constant of --calibration", field, fields)
+            try:
+                changes[field] = float(value)
+            except ValueError:
+                raise UserError(f"--calibration={text}: {field}={value!r} is no number") from None
+        if not name or not changes:
+            raise UserError(f"--calibration={text} changes nothing; use e.g. hops:hop_us=0.7")
+        known[name] = dataclasses.replace(known.get(name, Calibration(name)), **changes)
+    return list(known.values())

@@ -5,20 +5,19 @@ out_norm [W,D]    combine [P] (only with combine="linear")
 """
 
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec
 
 from stagjax.config import ModelConfig
 from stagjax.model.attention import own_slot, shift_memory
+from stagjax.model.gathering import gather_layer, look_up
 from stagjax.model.kernels import row_attention
 from stagjax.model.layers import Attend, Block, Cross, RMSNorm, Rotary, layer
-from stagjax.sharding import TABLE, constrain, logical_axes, parameter_path
+from stagjax.sharding import constrain
 
 Params = dict[str, Any]
 
@@ -126,7 +125,7 @@ def run_stack(
     """Run one stack from the embedding; return its final-normed residual and the attends' caches [L,...]."""
 
     def body(x_BTD: jax.Array, weights: tuple[Params, Params | None]) -> tuple[jax.Array, Any]:
-        block, cross = build(config, *gather_layer(config, *weights))
+        block, cross = build(config, *gather_layer(config.compute_dtype, *weights))
         return layer(block, cross, x_BTD, memory_BTD, rotary, self_attend, cross_attend)
 
     if remat == "layer":
@@ -140,102 +139,6 @@ def run_stack(
             per_layer.append(cache)
         caches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *per_layer)
     return normalize(config, out_norm, x_BTD), caches
-
-
-def gather_layer(config: ModelConfig, block: Params, cross: Params | None) -> tuple[Params, Params | None]:
-    """Return one layer's weights as its matrix products read them: on a training mesh whole over fsdp.
-
-    Called inside of the scan over layers, so that one layer's weights are whole at a time. Without rematerialisation
-    the backward pass keeps those of all layers.
-    """
-
-    def whole(part: str, weights: Params) -> Params:
-        def gather(path: tuple, weight: jax.Array) -> jax.Array:
-            axes = logical_axes(f"{part}/{parameter_path(path)}")[2:]  # of one layer of one weight set
-            return _gathered(weight, axes, config.compute_dtype) if "model" in axes else weight
-
-        return jax.tree_util.tree_map_with_path(gather, weights)
-
-    if row_groups() == 1:
-        return block, cross
-    return whole("blocks", block), None if cross is None else whole("cross", cross)
-
-
-def gather_embeddings(config: ModelConfig, params: Params) -> Params:
-    """Return `params` with whole embeddings, on a training mesh a copy for each group of rows: [groups,V,D].
-
-    Gathered once a step, the tied one in the compute dtype, for lookup and logits. As a group has a copy of its own, the
-    gradients of its rows, of the lookup and of every chunk of the cross-entropy, are summed before those of the groups.
-    Of one table for all, XLA would sum the gradient, or even gather the logits, in every chunk.
-    """
-    if row_groups() == 1:
-        return params
-    dtypes = {"embedding": config.compute_dtype, "position_embedding": params["position_embedding"].dtype}
-    return params | {name: _copied(params[name], logical_axes(name), dtype) for name, dtype in dtypes.items()}
-
-
-def row_groups() -> int:
-    """Return into how many groups of devices a training mesh (`jax.set_mesh`) divides the rows; 1 without one."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or "fsdp" not in mesh.axis_names:
-        return 1
-    return math.prod(mesh.shape[axis] for axis in TABLE["batch"].training)
-
-
-def by_group(function: Callable[..., jax.Array], table: jax.Array, *rows: jax.Array) -> jax.Array:
-    """Return function(table, *rows); of a table with a copy for each group, what each group returns for its rows."""
-    if table.ndim == 2:
-        return function(table, *rows)
-    grouped = [leaf.reshape(table.shape[0], -1, *leaf.shape[1:]) for leaf in rows]
-    return jax.vmap(function, spmd_axis_name=TABLE["batch"].training)(table, *grouped)
-
-
-def _gathered(weight: jax.Array, axes: Sequence[str | None], dtype: str) -> jax.Array:
-    """Return a weight in `dtype` and whole along "model". Its gradient is divided again as soon as it is summed."""
-    stored = weight.dtype
-
-    @jax.custom_vjp
-    def gather(weight: jax.Array) -> jax.Array:
-        return constrain(_in_rows(weight.astype(dtype), axes), *(None if axis == "model" else axis for axis in axes))
-
-    def backward(_: None, grad: jax.Array) -> tuple[jax.Array]:
-        # Not the derived rule, by which the gradient would be whole on every device too.
-        return (constrain(_in_rows(grad, axes).astype(stored), *axes),)
-
-    gather.defvjp(lambda weight: (gather(weight), None), backward)
-    return gather(weight)
-
-
-def _copied(table: jax.Array, axes: Sequence[str | None], dtype: str | jnp.dtype) -> jax.Array:
-    """Return a table in `dtype`, a copy that is whole along "model" for each group of rows; gradients are summed."""
-    stored, groups = table.dtype, row_groups()
-
-    @jax.custom_vjp
-    def copy(table: jax.Array) -> jax.Array:
-        table = _in_rows(table.astype(dtype), axes)
-        return constrain(jnp.broadcast_to(table, (groups, *table.shape)), "batch", axes[0], None)
-
-    def backward(_: None, grads: jax.Array) -> tuple[jax.Array]:
-        return (constrain(_in_rows(jnp.sum(grads, axis=0), axes).astype(stored), *axes),)
-
-    copy.defvjp(lambda table: (copy(table), None), backward)
-    return copy(table)
-
-
-def _in_rows(matrix: jax.Array, axes: Sequence[str | None]) -> jax.Array:
-    """Divide a matrix by rows for the way between devices, where they divide it.
-
-    On a TPU parts of rows are whole tiles of memory and arrive in the order in which products read them. What comes in
-    parts of columns does not: the product with `down` takes 2.4 times the cycles (6% of a step of pile.py), the tied
-    table is copied before and after, and where D=1536 is divided over 128 chips its gradient is all-reduced instead of
-    scattered, twice the bytes.
-    """
-    names = tuple(name for axis in (axes[0], "model") if axis for name in TABLE[axis].training)
-    mesh = jax.sharding.get_abstract_mesh()
-    by_rows = matrix.ndim == 2 and axes[0] != "model"
-    if not by_rows or matrix.shape[0] % math.prod(mesh.shape[name] for name in names):
-        return matrix
-    return jax.lax.with_sharding_constraint(matrix, PartitionSpec(names, None))
 
 
 def row_attends(
@@ -261,25 +164,6 @@ def embed(config: ModelConfig, params: Params, tokens_BT: jax.Array, positions_B
     dtype = jnp.dtype(config.compute_dtype)
     e_BTD = look_up(params["embedding"], tokens_BT).astype(dtype).astype(jnp.promote_types(dtype, jnp.float32))
     return (e_BTD * config.model_dim**0.5 + look_up(params["position_embedding"], positions_BT)).astype(dtype)
-
-
-def look_up(table: jax.Array, ids_BT: jax.Array) -> jax.Array:
-    """Return rows of a table, or for each group of rows those of its copy, as [B,T,D]."""
-    if table.ndim == 2:
-        return table[ids_BT]
-    shape, dtype = table.shape[1:], table.dtype
-
-    @jax.custom_vjp
-    def rows(table: jax.Array, ids_BT: jax.Array) -> jax.Array:
-        return table[ids_BT]
-
-    def backward(ids_BT: jax.Array, grad_BTD: jax.Array) -> tuple[jax.Array, None]:
-        # A frequent token's gradient is a sum of thousands: not in the compute dtype, in which the copy is.
-        wide = jnp.promote_types(grad_BTD.dtype, jnp.float32)
-        return jnp.zeros(shape, wide).at[ids_BT].add(grad_BTD.astype(wide)).astype(dtype), None
-
-    rows.defvjp(lambda table, ids_BT: (table[ids_BT], ids_BT), backward)
-    return by_group(rows, table, ids_BT).reshape(*ids_BT.shape, -1)
 
 
 def readout(config: ModelConfig, params: Params, stacks: Sequence[jax.Array]) -> jax.Array:

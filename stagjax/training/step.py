@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stagjax.config import Config
 from stagjax.model import stagformer
+from stagjax.model.gathering import by_group, gather_embeddings
 from stagjax.model.stagformer import Params
 from stagjax.sharding import constrain, logical_axes, parameter_path, spec
 from stagjax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -102,7 +103,7 @@ def make_validation_step(config: Config) -> Callable[[Params, Batch, jax.Array],
 
 def sum_nats(config: Config, params: Params, batch: Batch) -> jax.Array:
     """Return the summed cross-entropy of a batch's targets in nats, float32; padding weighs nothing."""
-    params = stagformer.gather_embeddings(config.model, params)
+    params = gather_embeddings(config.model.compute_dtype, params)
     outputs = stagformer.forward(
         config.model,
         params,
@@ -117,7 +118,7 @@ def sum_nats(config: Config, params: Params, batch: Batch) -> jax.Array:
     # Cast here, once: inside the chunks the whole tied embedding would be read and cast again for each of them.
     embedding = params["embedding"].astype(y_BTD.dtype)
     nats = functools.partial(_row_nats, config.training.loss_chunks)
-    return jnp.sum(stagformer.by_group(nats, embedding, y_BTD, batch["targets"], batch["loss_weights"]))
+    return jnp.sum(by_group(nats, embedding, y_BTD, batch["targets"], batch["loss_weights"]))
 
 
 def num_bytes(batch: Batch, byte_lengths_V: jax.Array) -> jax.Array:

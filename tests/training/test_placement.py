@@ -20,7 +20,7 @@ from stagjax.data.vocabulary import EOS
 from stagjax.errors import UserError
 from stagjax.fingerprint import fingerprint
 from stagjax.mesh import training_mesh
-from stagjax.model.stagformer import gather_embeddings, look_up
+from stagjax.model.gathering import gather_embeddings, look_up
 from stagjax.sharding import logical_axes, parameter_path, spec
 from stagjax.training.loop import train
 from stagjax.training.state import abstract_state, create_state
@@ -185,7 +185,7 @@ def test_a_frequent_tokens_gradient_is_not_summed_in_the_compute_dtype():
     config, params = tiny(compute_dtype="bfloat16"), started(case("fsdp"))["params"]
 
     def total(params):
-        whole = gather_embeddings(config, params)
+        whole = gather_embeddings(config.compute_dtype, params)
         return jnp.sum(look_up(whole["embedding"], jnp.full((8, 1000), 7)), dtype=jnp.float32)
 
     with jax.set_mesh(training_mesh(MeshConfig())):

@@ -39,9 +39,9 @@ def gather_layer(dtype: str, block: Params, cross: Params | None) -> tuple[Param
 def gather_embeddings(dtype: str, params: Params) -> Params:
     """Return `params` with whole embeddings, on a training mesh a copy for each group of rows: [groups,V,D].
 
-    Gathered once a step, the tied one in `dtype`, for lookup and logits. As a group has a copy of its own, the gradients
-    of its rows, of the lookup and of every chunk of the cross-entropy, are summed before those of the groups. Of one
-    table for all, XLA would sum the gradient, or even gather the logits, in every chunk.
+    Gathered once a step, the tied one in `dtype`, for lookup and logits. As a group has a copy of its own, the
+    gradients of its rows, of the lookup and of every chunk of the cross-entropy, are summed before those of the groups.
+    Of one table for all, XLA would sum the gradient, or even gather the logits, in every chunk.
     """
     if row_groups() == 1:
         return params

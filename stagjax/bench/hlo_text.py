@@ -37,7 +37,10 @@ _CALLED = re.compile(
     r"(?:calls|condition|body|true_computation|false_computation)=%?([^\s,]+)|branch_computations=\{([^}]*)\}"
 )
 _APPLIED = re.compile(r"to_apply=%?([^\s,]+)")
-_GROUPS = re.compile(r"(?:replica_groups|source_target_pairs)=(\{[\d,{} ]*\}|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)")
+_GROUPS = re.compile(
+    r"(?:replica_groups|source_target_pairs)="
+    r"(\{[\d,{} ]*\}|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?|mesh\[[^\]:]*\] \{[^}:]*\})(?=,|$| )"
+)
 _IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 
 Groups = tuple[tuple[int, ...], ...]
@@ -146,7 +149,20 @@ def shape_bytes(shape: str) -> int:
 
 
 def read_groups(text: str) -> Groups:
-    """Read `{{0,1},{2,3}}`, or the iota notation: `[4,2]<=[2,4]T(1,0)` is 0..7 as 2x4, transposed, in rows of 2."""
+    """Read one of the three notations of groups of chips.
+
+    `{{0,1},{2,3}}` lists them. `[4,2]<=[2,4]T(1,0)` is 0..7 as 2x4, transposed, in rows of 2. `mesh['a'=2,'b'=4] {'b'}`
+    is 0..7 as a mesh, those along its axis b.
+    """
+    if text.startswith("mesh"):
+        sizes, _, along = text.partition("]")
+        axes = [(name, int(size)) for name, size in re.findall(r"'([^']+)'=(\d+)", sizes)]
+        names = [name for name, _ in axes]
+        inner = [names.index(name) for name in re.findall(r"'([^']+)'", along)]
+        outer = [i for i in range(len(axes)) if i not in inner]
+        chips = np.arange(math.prod(size for _, size in axes)).reshape([size for _, size in axes])
+        members = math.prod(axes[i][1] for i in inner)
+        return tuple(tuple(row) for row in chips.transpose(outer + inner).reshape(-1, members).tolist())
     iota = _IOTA.fullmatch(text)
     if iota is None:
         groups = re.findall(r"\{([\d, ]+)\}", text)

@@ -35,9 +35,12 @@ def test_sizes_of_shapes(shape, size):
         ("[4,2]<=[2,4]T(1,0)", ((0, 4), (1, 5), (2, 6), (3, 7))),
         ("[2,4]<=[2,2,2]T(1,0,2)", ((0, 1, 4, 5), (2, 3, 6, 7))),
         ("[1,8]<=[8]", (tuple(range(8)),)),
+        ("mesh['a'=2,'b'=4] {'b'}", ((0, 1, 2, 3), (4, 5, 6, 7))),
+        ("mesh['a'=2,'b'=2,'c'=2] {'c','a'}", ((0, 4, 1, 5), (2, 6, 3, 7))),
+        ("mesh['a'=4] {'a'}", ((0, 1, 2, 3),)),
     ],
 )
-def test_both_notations_of_groups(text, groups):
+def test_every_notation_of_groups(text, groups):
     assert read_groups(text) == groups
 
 

@@ -38,7 +38,7 @@ STDLIB = "experiments/stdlib.py"
         (f"{STDLIB}:baseline_3", ["data.validation_percent=90"], "data.validation_percent=90 is over 50"),
         (f"{STDLIB}:baseline_3", ["training.accumulation=3"], "into training.accumulation=3 parts; use one of 1, 2, 4"),
         (f"{STDLIB}:baseline_3", ["training.warmup_steps=9999"], "training.warmup_steps=9999 is over training.steps"),
-        (f"{STDLIB}:baseline_3", ["training.loss_chunks=3"], "training.loss_chunks=3 does not divide"),
+        (f"{STDLIB}:baseline_3", ["training.loss_chunks=3"], "=3 does not divide data.row_length=256; use one of 1, 2"),
         (f"{STDLIB}:baseline_3", ["training.remat=all"], "unknown training.remat 'all'"),
         (f"{STDLIB}:baseline_3", ["training.clip_norm=0"], "training.clip_norm=0.0 must be positive"),
     ],

@@ -77,9 +77,11 @@ class Comparison:
         # Recurrent decoding uses all chips as one slice; it replaces what would run on those of one of its passes.
         parts = slices if slices > 1 else request.config.model.num_stacks
         per_part = max(own.chips // parts, 1)
+        # Three slices of four chips leave four of sixteen idle, which the baseline would use.
+        equal = min(1 << (own.chips - 1).bit_length(), len(self.devices))
         return Row(
             own,
-            self._plan(matched_baseline(request, 1 << (own.chips.bit_length() - 1))),
+            self._plan(matched_baseline(request, equal)),
             self._plan(matched_baseline(request, 1 << (per_part.bit_length() - 1))),
         )
 

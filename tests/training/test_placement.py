@@ -20,7 +20,7 @@ from stagjax.data.vocabulary import EOS
 from stagjax.errors import UserError
 from stagjax.fingerprint import fingerprint
 from stagjax.mesh import training_mesh
-from stagjax.model.gathering import gather_embeddings, look_up
+from stagjax.model.gathering import gather_embeddings, gather_layer, look_up
 from stagjax.sharding import logical_axes, parameter_path, spec
 from stagjax.training.loop import train
 from stagjax.training.state import abstract_state, create_state
@@ -178,6 +178,28 @@ def test_fsdp_sends_weights_and_their_gradients_never_activations(mesh, changes)
     assert sums.count(mlp) == 3 * 2
     # The tied embedding comes once a step and its gradient goes once, not once a chunk.
     assert [size for size, _ in gathers].count(table) == sums.count(table) == 1
+
+
+def test_a_layers_weights_are_whole_in_the_compute_dtype_and_their_gradients_divided_by_the_table():
+    config = case("data_fsdp_tensor")
+    mesh = training_mesh(config.mesh)
+    params = placed(started(config), config, mesh)["params"]
+    layer = tuple(jax.tree.map(lambda leaf: leaf[0, 0], params[part]) for part in ("blocks", "cross"))
+    gather = functools.partial(gather_layer, "bfloat16")
+    total = lambda *layer: sum(jnp.sum(leaf, dtype=jnp.float32) for leaf in jax.tree.leaves(gather(*layer)))
+    with jax.set_mesh(mesh):
+        whole, gradient = jax.jit(gather)(*layer), jax.jit(jax.grad(total, argnums=(0, 1)))(*layer)
+    for part, weights, gradients in zip(("blocks", "cross"), whole, gradient, strict=True):
+        for path, weight in jax.tree_util.tree_leaves_with_path(weights):
+            axes = logical_axes(f"{part}/{parameter_path(path)}")[2:]
+            matrix = "model" in axes
+            assert weight.dtype == (jnp.bfloat16 if matrix else jnp.float32)
+            heads = NamedSharding(mesh, spec([None if axis == "model" else axis for axis in axes], "training"))
+            assert weight.sharding.is_equivalent_to(heads, weight.ndim)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+            axes = logical_axes(f"{part}/{parameter_path(path)}")[2:]
+            assert leaf.dtype == jnp.float32
+            assert leaf.sharding.is_equivalent_to(NamedSharding(mesh, spec(axes, "training")), leaf.ndim)
 
 
 def test_a_frequent_tokens_gradient_is_not_summed_in_the_compute_dtype():

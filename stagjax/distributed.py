@@ -7,6 +7,8 @@ import warnings
 
 import jax
 
+from stagjax import libtpu
+
 
 def start_up() -> None:
     """Prepare JAX for a command; call it before the first computation.
@@ -22,3 +24,7 @@ def start_up() -> None:
     warnings.filterwarnings("ignore", message=".*persistent compilation cache.*")
     logging.getLogger("jax._src.compilation_cache").setLevel(logging.ERROR)
     logging.getLogger("jax._src.compiler").setLevel(logging.ERROR)
+    if libtpu.is_installed() and not libtpu.has_tpus():
+        # JAX tries libtpu first, which says at length that it finds no TPU.
+        with libtpu.quiet():
+            jax.devices()

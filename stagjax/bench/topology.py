@@ -1,22 +1,17 @@
 """TPU topologies without TPUs: libtpu compiles for chips that are only named.
 
-libtpu is loaded once per process. It is quiet here, and asks no metadata server, unless this machine has TPUs.
+libtpu is loaded once per process.
 """
 
-import contextlib
-import glob
-import importlib.util
-import os
 import re
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from stagjax import libtpu
 from stagjax.config import divisors
 from stagjax.errors import UserError, unknown
 from stagjax.mesh import coordinates
@@ -28,13 +23,6 @@ _EXAMPLES = "v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:4x4"
 
 # The slices of v5e and v6e that exist. libtpu accepts more, and then fails in the midst of compiling, or aborts.
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-
-# Where there are no TPUs to be found, they are not looked for, and there is nothing that processes could not share.
-_ENVIRONMENT = {
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-}
 
 
 def topology_devices(name: str) -> list[jax.Device]:
@@ -51,7 +39,7 @@ def topology_devices(name: str) -> list[jax.Device]:
         raise UserError(f"--topology={name}: {layout!r} is no layout of chips; use one like {_EXAMPLES}")
     if flat and "x".join(sorted(layout.split("x"), key=int)) not in _FLAT:
         raise UserError(f"--topology={name}: {family} has no slices of {layout} chips; use one of {', '.join(_FLAT)}")
-    if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
+    if not libtpu.is_installed():
         raise UserError(
             f"--topology={name} is compiled for by libtpu, which is not installed; "
             "install it with: pip install 'stagjax[tpu]'"
@@ -117,7 +105,7 @@ def _arrangements(mesh: Mesh) -> Iterator[np.ndarray]:
 
 
 def _devices(name: str, **options: tuple[int, ...]) -> list[jax.Device]:
-    with _environment({} if _has_tpus() else _ENVIRONMENT), _silence():
+    with libtpu.quiet():
         devices = topologies.get_topology_desc(name, platform="tpu", **options).devices
     return sorted(devices, key=lambda device: device.id)
 
@@ -144,39 +132,3 @@ def _explained(name: str, error: str) -> str:
 def _fills(places: np.ndarray) -> bool:
     """Return whether places are all those of a rectangle."""
     return np.prod(np.ptp(places, axis=0) + 1) == len({tuple(place) for place in places.tolist()})
-
-
-def _has_tpus() -> bool:
-    return bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
-
-
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables that are not set, and take them back: a later start of real TPUs must not see them."""
-    added = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep what native code writes to stderr out of sight; it is shown if the block fails with no error of libtpu's."""
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as kept:
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield
-        except BaseException as error:
-            os.dup2(stderr, 2)
-            if not isinstance(error, RuntimeError):
-                kept.seek(0)
-                os.write(2, kept.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)

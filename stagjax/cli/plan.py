@@ -69,6 +69,10 @@ def run(args: argparse.Namespace) -> None:
         from stagjax.reporting.plots import require_matplotlib
 
         require_matplotlib()
+
+    from stagjax.distributed import start_up
+
+    start_up()
     (_compare if args.compare else _one)(args, batches, calibrations)
 
 

@@ -12,7 +12,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from stagjax.bench import hlo, topology, waiting
+from stagjax.bench import hlo, waiting
 from stagjax.bench.collectives import collectives
 from stagjax.bench.ledger import HOPS, Network, waits
 from stagjax.bench.topology import stand_in, topology_devices
@@ -106,7 +106,7 @@ def test_errors_of_libtpu_become_one_line(libtpu, monkeypatch, capfd, error, mes
 
 
 def test_libtpu_that_is_not_installed_is_asked_for(monkeypatch):
-    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
     with pytest.raises(UserError, match=r"not installed; install it with: pip install 'stagjax\[tpu\]'"):
         topology_devices("v5e:4x4")
@@ -122,7 +122,7 @@ def test_the_environment_is_changed_only_while_loading_and_where_there_are_no_tp
         return real(*args, **kwargs)
 
     monkeypatch.setattr(topologies, "get_topology_desc", watched)
-    monkeypatch.setattr(topology, "_has_tpus", lambda: has_tpus)
+    monkeypatch.setattr("stagjax.libtpu.has_tpus", lambda: has_tpus)
     monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
     monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "0")
     topology_devices("v5e:2x2")

@@ -66,68 +66,97 @@ def run_stack(
     Returns:
       The stack's normed output [R,D], and for each layer (self-attention's cache, cross-attention's or None).
     """
-    config, slices = placement.config, Slices(placement)
-    H, dtype = config.head_dim, x_RD.dtype
-    wide = jnp.promote_types(dtype, jnp.float32)
-    NH, KH = placement.layout.query.shape[1] * H, placement.layout.kv.shape[1] * H
-    heads = lambda x: x.reshape(x.shape[0], -1, H)
     read = _memory_reader(placement, stack, memory_RD, rotary, rows, at_once=memory_at_once)
-
-    def scale_R1(x_RD: jax.Array) -> jax.Array:
-        mean_square_R1 = jnp.mean(jnp.square(x_RD.astype(wide)), axis=-1, keepdims=True)
-        return jax.lax.rsqrt(mean_square_R1 + config.norm_eps)
-
-    def add(x_RD: jax.Array, partial_RD: jax.Array) -> jax.Array:
-        # Padded rows are added too: cutting them off and on again would cost two operations a sum.
-        return x_RD + slices.sum_slice(partial_RD.astype(dtype))
-
-    def product(x: jax.Array, weight: jax.Array) -> jax.Array:
-        return jnp.dot(x, weight, preferred_element_type=wide)
-
-    def self_attention(l: int, weights: dict, x_RD: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
-        joined = rows.narrow(product(x_RD, weights["attention_in"]) * scale_R1(x_RD))
-        # Queries and keys stand side by side: they are rotated as one array.
-        rotated = rotary(heads(joined[:, : NH + KH])).astype(dtype)
-        v_RKH = heads(joined[:, NH + KH : NH + 2 * KH]).astype(dtype)
-        out, cache = attend(l, "self", rotated[:, : NH // H], rotated[:, NH // H :], v_RKH)
-        # What is left is the query of parallel cross-attention, if there is one.
-        return out.reshape(rows.count, -1), cache, joined[:, NH + 2 * KH :]
-
-    def cross_attention(l: int, query: jax.Array) -> tuple[jax.Array, Any]:
-        out, cache = attend(l, "cross", rotary(heads(query)).astype(dtype), *read(l))
-        return out.reshape(rows.count, -1), cache
-
-    def mlp(weights: dict, x_RD: jax.Array) -> jax.Array:
-        gate_RF, up_RF = jnp.split(product(x_RD, weights["gate_up"]) * scale_R1(x_RD), 2, axis=1)
-        hidden_RF = jax.nn.gelu(gate_RF, approximate=True) * up_RF
-        return product(hidden_RF.astype(dtype), weights["down"])
-
+    parts = _Parts(placement, rotary, attend, rows, read)
     x_RD = rows.widen(x_RD)
     caches = []
     for l, weights in enumerate(stack["layers"]):
         cross_cache = None
         with jax.named_scope("self_attention"):
-            out, self_cache, query = self_attention(l, weights, x_RD)
+            out, self_cache, query = parts.self_attention(l, weights, x_RD)
         if query.shape[1]:
             with jax.named_scope("cross_attention"):
-                cross_out, cross_cache = cross_attention(l, query)
+                cross_out, cross_cache = parts.cross_attention(l, query)
             out = jnp.concatenate([out, cross_out], axis=1)
         with jax.named_scope("self_attention"):
-            delta_RD = product(rows.widen(out), weights["attention_out"])
+            delta_RD = parts.product(rows.widen(out), weights["attention_out"])
             if "memory_out" in stack:
                 delta_RD = delta_RD + read(l)
-            x_RD = add(x_RD, delta_RD)
+            x_RD = parts.add(x_RD, delta_RD)
         if "cross_query" in weights:
             with jax.named_scope("cross_attention"):
-                query = rows.narrow(product(x_RD, weights["cross_query"]) * scale_R1(x_RD))
-                cross_out, cross_cache = cross_attention(l, query)
-                x_RD = add(x_RD, product(rows.widen(cross_out), weights["cross_out"]))
+                query = rows.narrow(parts.of_normed(x_RD, weights["cross_query"]))
+                cross_out, cross_cache = parts.cross_attention(l, query)
+                x_RD = parts.add(x_RD, parts.product(rows.widen(cross_out), weights["cross_out"]))
         with jax.named_scope("mlp"):
-            x_RD = add(x_RD, mlp(weights, x_RD))
+            x_RD = parts.add(x_RD, parts.mlp(weights, x_RD))
         caches.append((self_cache, cross_cache))
     with jax.named_scope("combination"):
-        out_RD = x_RD.astype(wide) * scale_R1(x_RD) * stack["out_norm"].astype(wide)
-    return out_RD.astype(dtype)[: rows.count], tuple(caches)
+        out_RD = x_RD.astype(parts.wide) * parts.scale_R1(x_RD) * stack["out_norm"].astype(parts.wide)
+    return out_RD.astype(x_RD.dtype)[: rows.count], tuple(caches)
+
+
+class _Parts:
+    """The parts of a layer, and what they share."""
+
+    def __init__(
+        self,
+        placement: Placement,
+        rotary: Rotary,
+        attend: Attend,
+        rows: Rows,
+        read: Callable[[int], Any],
+    ):
+        self.config, self.slices = placement.config, Slices(placement)
+        self.rotary, self.attend, self.rows, self.read = rotary, attend, rows, read
+        self.dtype = jnp.dtype(self.config.compute_dtype)
+        self.wide = jnp.promote_types(self.dtype, jnp.float32)
+        self.num_queries, self.num_keys = placement.layout.query.shape[1], placement.layout.kv.shape[1]
+
+    def product(self, x: jax.Array, weight: jax.Array) -> jax.Array:
+        """Return x times a matrix, in float32 (or wider)."""
+        return jnp.dot(x, weight, preferred_element_type=self.wide)
+
+    def scale_R1(self, x_RD: jax.Array) -> jax.Array:
+        """Return the factor of each row by which RMSNorm multiplies it, besides its learned scale."""
+        mean_square_R1 = jnp.mean(jnp.square(x_RD.astype(self.wide)), axis=-1, keepdims=True)
+        return jax.lax.rsqrt(mean_square_R1 + self.config.norm_eps)
+
+    def of_normed(self, x_RD: jax.Array, weight: jax.Array) -> jax.Array:
+        """Return the norm of x times a matrix that holds the norm's learned scale already."""
+        return self.product(x_RD, weight) * self.scale_R1(x_RD)
+
+    def add(self, x_RD: jax.Array, partial_RD: jax.Array) -> jax.Array:
+        """Add the sum of all chips' partial results to the residual stream."""
+        # Padded rows are added too: cutting them off and on again would cost two operations a sum.
+        return x_RD + self.slices.sum_slice(partial_RD.astype(self.dtype))
+
+    def self_attention(self, l: int, weights: dict, x_RD: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
+        """Return the heads [R,NH] before their projection, the cache, and cross-attention's query where it is joined."""
+        H = self.config.head_dim
+        joined = self.rows.narrow(self.of_normed(x_RD, weights["attention_in"]))
+        values = (self.num_queries + self.num_keys) * H
+        end = values + self.num_keys * H
+        # Queries and keys stand side by side: they are rotated as one array.
+        rotated = self.rotary(self._heads(joined[:, :values])).astype(self.dtype)
+        v_RKH = self._heads(joined[:, values:end]).astype(self.dtype)
+        out, cache = self.attend(l, "self", rotated[:, : self.num_queries], rotated[:, self.num_queries :], v_RKH)
+        return out.reshape(self.rows.count, -1), cache, joined[:, end:]
+
+    def cross_attention(self, l: int, query: jax.Array) -> tuple[jax.Array, Any]:
+        """Return attention's heads [R,NH] before their projection, and its cache."""
+        q_RNH = self.rotary(self._heads(query)).astype(self.dtype)
+        out, cache = self.attend(l, "cross", q_RNH, *self.read(l))
+        return out.reshape(self.rows.count, -1), cache
+
+    def mlp(self, weights: dict, x_RD: jax.Array) -> jax.Array:
+        """Return this chip's share of the MLP's output."""
+        gate_RF, up_RF = jnp.split(self.of_normed(x_RD, weights["gate_up"]), 2, axis=1)
+        hidden_RF = jax.nn.gelu(gate_RF, approximate=True) * up_RF
+        return self.product(hidden_RF.astype(self.dtype), weights["down"])
+
+    def _heads(self, x: jax.Array) -> jax.Array:
+        return x.reshape(x.shape[0], -1, self.config.head_dim)
 
 
 @jax.named_scope("cross_attention")

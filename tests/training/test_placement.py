@@ -66,14 +66,15 @@ def placed(state, config, mesh):
 
 def run(config, mesh, loader):
     step, _ = training_program(config, mesh)
-    state, losses = placed(started(config), config, mesh), []
+    state, losses, norms = placed(started(config), config, mesh), [], []
     lengths_V = np.ones(config.model.vocab_size, np.float32)
     for t in range(STEPS):
         before = state
         state, metrics = step(before, loader.batch(t), lengths_V)
         assert before["params"]["embedding"].is_deleted(), "its memory is the new state's"
         losses.append(float(metrics["loss"]))
-    return state, losses
+        norms.append(float(metrics["gradient_norm"]))
+    return state, losses, norms
 
 
 @functools.cache
@@ -89,17 +90,18 @@ def runs(loader):
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_mesh_trains_as_one_device_does(name, loader, runs):
-    state, losses = runs(name)
-    wanted_state, wanted = run(case(name), one_device(), loader)
+    state, losses, norms = runs(name)
+    wanted_state, wanted, wanted_norms = run(case(name), one_device(), loader)
     assert wanted[-1] < 0.9 * wanted[0]
     assert losses == pytest.approx(wanted, rel=1e-5)
+    assert norms == pytest.approx(wanted_norms, rel=1e-5)  # Adam hides the scale of a gradient, its norm does not
     for leaf, same in zip(jax.tree.leaves(state["params"]), jax.tree.leaves(wanted_state["params"]), strict=True):
         np.testing.assert_allclose(leaf, same, rtol=0, atol=1e-5 * float(jnp.abs(same).max()))
 
 
 @pytest.mark.parametrize("name", ["fsdp", "data_fsdp_tensor"])
 def test_parameters_and_both_moments_are_divided_by_the_table(name, runs):
-    state, _ = runs(name)
+    state, *_ = runs(name)
     mesh = training_mesh(case(name).mesh)
     for tree in (state["params"], *(optax.tree.get(state["opt_state"], moment) for moment in ("mu", "nu"))):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -121,7 +123,7 @@ def test_a_new_state_is_the_same_on_every_mesh():
 
 def test_a_checkpoint_of_one_mesh_is_restored_on_any_bit_for_bit(tmp_path, runs):
     config = case("data_fsdp_tensor")
-    state, _ = runs("data_fsdp_tensor")
+    state, *_ = runs("data_fsdp_tensor")
     saved = jax.device_get(state)
     checkpoints = Checkpoints(tmp_path, 1)
     checkpoints.save(STEPS, state, config.to_dict(), {}, None)
@@ -217,7 +219,7 @@ def test_a_frequent_tokens_gradient_is_not_summed_in_the_compute_dtype():
 
 
 def test_the_validation_step_is_the_same_on_a_mesh(loader, runs):
-    state, _ = runs("data_fsdp_tensor")
+    state, *_ = runs("data_fsdp_tensor")
     config = case("data_fsdp_tensor")
     batch = {name: rows[: ROWS // 2] for name, rows in loader.batch(3).items()}
     lengths_V = np.arange(64, dtype=np.float32)

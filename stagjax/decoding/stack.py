@@ -132,7 +132,7 @@ class _Parts:
         return x_RD + self.slices.sum_slice(partial_RD.astype(self.dtype))
 
     def self_attention(self, l: int, weights: dict, x_RD: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
-        """Return the heads [R,NH] before their projection, the cache, and cross-attention's query where it is joined."""
+        """Return the heads [R,NH] before their projection, the cache, and the query of parallel cross-attention."""
         H = self.config.head_dim
         joined = self.rows.narrow(self.of_normed(x_RD, weights["attention_in"]))
         values = (self.num_queries + self.num_keys) * H

@@ -1,5 +1,6 @@
 """Settings of all tests: set before JAX starts, inherited by the processes that tests start."""
 
+import gc
 import os
 
 # Tests compile many tiny programs once: optimising them costs more than it gives (measured: half the compile time).
@@ -9,6 +10,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # This process has eight devices, for whatever is placed on a mesh; the processes that tests start have one.
 os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_force_host_platform_device_count=8"
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.devices()
 os.environ["XLA_FLAGS"] = FLAGS
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Drop a module's compiled programs: each holds memory maps, of which Linux gives a process 65,530."""
+    yield
+    jax.clear_caches()
+    gc.collect()

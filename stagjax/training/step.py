@@ -139,7 +139,7 @@ def _row_nats(
         return chunk_nats(y_BTD, targets_BT, weights_BT)
 
     def split(leaf: jax.Array) -> jax.Array:
-        # Along positions: every chunk has all rows, so that no device waits for another's.
+        # Along positions, so that a chunk has all rows: a device may have but one of them.
         return jnp.moveaxis(leaf.reshape(leaf.shape[0], chunks, -1, *leaf.shape[2:]), 1, 0)
 
     remembered = jax.checkpoint(chunk_nats)  # only y is kept for the backward pass, never a chunk's logits

@@ -27,6 +27,10 @@ SAMPLING_BYTES = 5 * 4
 
 def compile_step(placement, batch, context):
     traceable = decode_program(placement, batch, context)
+    # The logits are divided over all chips of a data group: so is the table that they are products with.
+    table = traceable.arguments[0].embedding
+    chips = placement.slices * placement.tensor
+    assert table.sharding.shard_shape(table.shape)[0] == -(-placement.config.vocab_size // chips)
     compiled = traceable.function.lower(*traceable.arguments).compile()
     program = hlo.parse(compiled.as_text())
     return compiled, program, collectives(program, placement.mesh.shape)

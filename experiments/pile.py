@@ -85,7 +85,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             "learning_rate": 3e-4,
             "warmup_steps": 2000,
             "remat": "layer",
-            "loss_chunks": 32,
+            "loss_chunks": 8,
             "log_every": 50,
             "validate_every": 5000,
             "checkpoint_every": 5000,

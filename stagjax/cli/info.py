@@ -36,9 +36,11 @@ def run(args: argparse.Namespace) -> None:
 
     import rich.console
 
+    from stagjax.distributed import start_up
     from stagjax.files import write_json
     from stagjax.reporting.tables import costs_table
 
+    start_up()
     figures = costs(config, context, args.batch)
     rich.console.Console().print(costs_table(args.config, figures))
     if args.json:

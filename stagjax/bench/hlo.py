@@ -89,17 +89,6 @@ class Program:
                     components[component] += cycles
         return Cycles(total, dict(opcodes.most_common()), dict(components.most_common()), kernels, tuple(unknown))
 
-    def prefetched_bytes(self) -> int:
-        """Return the bytes that asynchronous copies bring into the chip's fast memory: no estimate contains that time.
-
-        A fusion whose weights were fetched before it starts is estimated as if reading them were free.
-        """
-        return sum(
-            instruction.bytes * times
-            for instruction, times in self.walk()
-            if instruction.opcode in ("copy-done", "slice-done") and "S(1)" in instruction.shape
-        )
-
     def _described(self, instruction: Instruction) -> str:
         if instruction.opcode != "fusion":
             return instruction.opcode

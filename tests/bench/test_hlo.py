@@ -93,14 +93,6 @@ def test_cycles_are_multiplied_by_trips_and_absurd_ones_left_out():
     assert cycles.unknown_loops == ()
 
 
-def test_reading_ahead_is_counted():
-    assert hlo.parse(STEP).prefetched_bytes() == 7 * 64 * 64 * 2
-    into_main_memory = STEP.replace(
-        "%copy-done = bf16[7,64,64]{2,1,0:T(8,128)S(1)}", "%copy-done = bf16[7,64,64]{2,1,0}"
-    )
-    assert hlo.parse(into_main_memory).prefetched_bytes() == 0
-
-
 def test_an_overlapped_collective_is_one():
     program = hlo.parse(OVERLAPPED)
     found = [program.collective(instruction) for instruction, _ in program.walk()]

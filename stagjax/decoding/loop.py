@@ -114,7 +114,7 @@ class Decoder:
             if np.asarray(carry.done_B).all():
                 return
             count = min(chunk, MAX_CHUNK, max_new_tokens - drawn)
-            carry, drawn_nB = _go_on(self.placement, drawing, self.placed, carry, keys_B, jnp.int32(count))
+            carry, drawn_nB = go_on(self.placement, drawing, self.placed, carry, keys_B, jnp.int32(count))
             drawn += count
             stopped = yield Chunk(*(np.asarray(leaf)[:count] for leaf in drawn_nB))
 
@@ -220,7 +220,9 @@ def _start(placement, drawing, capacity, params: DecodeParams, tokens_BT, starts
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnames="carry")
-def _go_on(placement, drawing, params: DecodeParams, carry: Carry, keys_B, count):
+def go_on(
+    placement: Placement, drawing: Drawing, params: DecodeParams, carry: Carry, keys_B: jax.Array, count: jax.Array
+) -> tuple[Carry, tuple[jax.Array, jax.Array]]:
     """Draw `count` tokens a row; buffers have the longest chunk's size, so that every count is one program."""
 
     def part(params, carry, keys_B, count):
@@ -247,6 +249,10 @@ def _draw(placement: Placement, drawing: Drawing, params: DecodeParams, y_BD, ke
     slices, positions_B = Slices(placement), state.slot - state.starts_B
     logits_BV = steps.logits(placement, params, y_BD)
     first_id = slices.chip() * params.embedding.shape[0]
+    if not placement.computes("sampling"):
+        # The barrier keeps all logits: of one alone the compiler would make a product with one row.
+        first_B = jax.lax.optimization_barrier(logits_BV)[:, 0]
+        return (first_B > 0).astype(jnp.int32), first_B.astype(jnp.float32)
     with jax.named_scope("sampling"):
         return sample(drawing.sampling, logits_BV, keys_B, positions_B, drawing.num_ids, first_id, slices.gather)
 

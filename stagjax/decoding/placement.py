@@ -24,6 +24,9 @@ from stagjax.sharding import placed_spec
 PARALLEL, RECURRENT = "parallel", "recurrent"
 PADDED, REPEATED = "padded", "repeated"
 
+# What a benchmark may leave out of a step, to tell what it costs (`Placement.without`).
+LEFT_OUT = ("self_attention", "cross_attention", "mlp", "handoff", "logits", "sampling", "collectives")
+
 # A TPU's matrix unit takes 8 rows at once; fewer are computed on the vector unit, some 20 times slower (docs/plan.md).
 TPU_ROWS = 8
 
@@ -39,6 +42,7 @@ class Placement:
       heads: "padded" (equal numbers of heads on all chips, the last ones zero) or "repeated" (chips that are too many
         for the heads hold the same ones).
       rows: rows of a matrix product are padded to a multiple of this.
+      without: parts of a step (of `LEFT_OUT`) that are not computed: its tokens mean nothing, its time does.
     """
 
     config: ModelConfig
@@ -46,6 +50,11 @@ class Placement:
     mode: str = PARALLEL
     heads: str = PADDED
     rows: int = 1
+    without: frozenset[str] = frozenset()
+
+    def computes(self, part: str) -> bool:
+        """Return whether a part of `LEFT_OUT` is computed."""
+        return part not in self.without
 
     @property
     def running(self) -> int:
@@ -71,7 +80,7 @@ class Placement:
     @property
     def reads_memory(self) -> bool:
         """Whether stacks have cross-attention at all."""
-        return self.config.num_stacks > 1
+        return self.config.num_stacks > 1 and self.computes("cross_attention")
 
     @functools.cached_property
     def layout(self) -> "HeadLayout":
@@ -286,21 +295,20 @@ def _place_layer(placement: Placement, block: Params, cross: Params | None) -> d
     layout, attention = placement.layout, block["self_attention"]
     own_query = cross is not None and "query" in cross["attention"]
     parallel = own_query and "norm" not in cross
-    inward = [(attention["query"], layout.query), (attention["key"], layout.kv), (attention["value"], layout.kv)]
-    outward = [(attention["out"], layout.out)]
+    inward, outward, placed = [], [], {}
+    if placement.computes("self_attention"):
+        inward += [(attention["query"], layout.query), (attention["key"], layout.kv), (attention["value"], layout.kv)]
+        outward.append((attention["out"], layout.out))
     if parallel:
         inward.append((cross["attention"]["query"], layout.query))
         outward.append((cross["attention"]["out"], layout.out))
-    mlp, mlp_scale_D1 = block["mlp"], block["mlp_norm"]["scale"][:, None]
-    gate_up = [
-        _divide(_pad(mlp[name] * mlp_scale_D1, 1, placement.tensor), placement.tensor) for name in ("gate", "up")
-    ]
-    placed = {
-        "attention_in": _inward(inward, block["self_norm"]["scale"]),
-        "attention_out": _outward(outward),
-        "gate_up": _join(gate_up),
-        "down": _pad(mlp["down"], 0, placement.tensor),
-    }
+    if inward:
+        placed |= {"attention_in": _inward(inward, block["self_norm"]["scale"]), "attention_out": _outward(outward)}
+    if placement.computes("mlp"):
+        mlp, scale_D1 = block["mlp"], block["mlp_norm"]["scale"][:, None]
+        padded = [_pad(mlp[name] * scale_D1, 1, placement.tensor) for name in ("gate", "up")]
+        placed["gate_up"] = _join([_divide(weight_DF, placement.tensor) for weight_DF in padded])
+        placed["down"] = _pad(mlp["down"], 0, placement.tensor)
     if own_query and not parallel:
         placed["cross_query"] = _inward([(cross["attention"]["query"], layout.query)], cross["norm"]["scale"])
         placed["cross_out"] = _outward([(cross["attention"]["out"], layout.out)])

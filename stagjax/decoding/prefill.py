@@ -95,13 +95,14 @@ class _Rows:
         if self.placement.mode == RECURRENT:
             # The last pass goes on, from the outputs that it has read so far.
             return outs, (kept[-1],), (self._tail(outs[-2]),)
+        if passes > 1:
+            kept = [jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *kept)]
         if not self.placement.reads_memory:
-            return outs, tuple(kept), (None,)
+            return outs, tuple(kept), (None,) * len(kept)
         read = [None if s == 0 else self._tail(outs[s - 1]) for s in range(P)]
-        if passes == 1:
-            return outs, tuple(kept), tuple(read)
-        together = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *kept)
-        return outs, (together,), (jnp.concatenate([jnp.zeros_like(read[1]), *read[1:]], axis=1),)
+        if passes > 1:
+            read = [jnp.concatenate([jnp.zeros_like(read[1]), *read[1:]], axis=1)]
+        return outs, tuple(kept), tuple(read)
 
     def over_slices(self) -> tuple[list, tuple, tuple, jax.Array | None]:
         """Run every slice's stack once a round: what slice s holds is right from round s on."""

@@ -16,28 +16,32 @@ class Slices:
     def __init__(self, placement: Placement):
         self.slices, self.tensor = placement.slices, placement.tensor
         self.chips = self.slices * self.tensor
+        self.silent = not placement.computes("collectives")
+        self.hands_over = placement.computes("handoff") and not self.silent
 
     def sum_slice(self, x: jax.Array) -> jax.Array:
         """Add partial sums over the chips of each slice."""
-        return jax.lax.psum(x, "tensor") if self.tensor > 1 else x
+        return jax.lax.psum(x, "tensor") if self.tensor > 1 and not self.silent else x
 
     def sum_stacks(self, x: jax.Array) -> jax.Array:
         """Add over slices; every chip gets the result."""
-        return jax.lax.psum(x, "stack") if self.slices > 1 else x
+        return jax.lax.psum(x, "stack") if self.slices > 1 and not self.silent else x
 
     def sum_all(self, x: jax.Array) -> jax.Array:
         """Add over all chips that hold a part of the vocabulary."""
-        return jax.lax.psum(x, self._all()) if self.chips > 1 else x
+        return jax.lax.psum(x, self._all()) if self.chips > 1 and not self.silent else x
 
     def gather(self, x: jax.Array) -> jax.Array:
         """Return every chip's `x`, chips first."""
-        return jax.lax.all_gather(x, self._all()) if self.chips > 1 else x[None]
+        return jax.lax.all_gather(x, self._all()) if self.chips > 1 and not self.silent else x[None]
 
     @jax.named_scope("handoff")
     def hand_over(self, out: jax.Array) -> jax.Array:
         """Send each slice's outputs to the next one; the first slice receives zeros."""
         if self.slices == 1:
             return jnp.zeros_like(out)
+        if not self.hands_over:
+            return out
         return jax.lax.ppermute(out, "stack", [(s, s + 1) for s in range(self.slices - 1)])
 
     def chip(self) -> jax.Array:

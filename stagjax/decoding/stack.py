@@ -5,6 +5,7 @@ projections of one stream are one product, what depends on the memory alone is c
 the first, and a norm is one factor a row, applied after the product. Prefill runs the same function on rows of prompts.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -71,25 +72,23 @@ def run_stack(
     x_RD = rows.widen(x_RD)
     caches = []
     for l, weights in enumerate(stack["layers"]):
-        cross_cache = None
+        heads, self_cache, cross_cache = parts.side_by_side(l, weights, x_RD)
         with jax.named_scope("self_attention"):
-            out, self_cache, query = parts.self_attention(l, weights, x_RD)
-        if query.shape[1]:
-            with jax.named_scope("cross_attention"):
-                cross_out, cross_cache = parts.cross_attention(l, query)
-            out = jnp.concatenate([out, cross_out], axis=1)
-        with jax.named_scope("self_attention"):
-            delta_RD = parts.product(rows.widen(out), weights["attention_out"])
+            deltas = (
+                [parts.product(rows.widen(jnp.concatenate(heads, axis=1)), weights["attention_out"])] if heads else []
+            )
             if "memory_out" in stack:
-                delta_RD = delta_RD + read(l)
-            x_RD = parts.add(x_RD, delta_RD)
+                deltas.append(read(l))
+            if deltas:
+                x_RD = parts.add(x_RD, functools.reduce(jnp.add, deltas))
         if "cross_query" in weights:
             with jax.named_scope("cross_attention"):
                 query = rows.narrow(parts.of_normed(x_RD, weights["cross_query"]))
                 cross_out, cross_cache = parts.cross_attention(l, query)
                 x_RD = parts.add(x_RD, parts.product(rows.widen(cross_out), weights["cross_out"]))
-        with jax.named_scope("mlp"):
-            x_RD = parts.add(x_RD, parts.mlp(weights, x_RD))
+        if "down" in weights:
+            with jax.named_scope("mlp"):
+                x_RD = parts.add(x_RD, parts.mlp(weights, x_RD))
         caches.append((self_cache, cross_cache))
     with jax.named_scope("combination"):
         out_RD = x_RD.astype(parts.wide) * parts.scale_R1(x_RD) * stack["out_norm"].astype(parts.wide)
@@ -111,7 +110,9 @@ class _Parts:
         self.rotary, self.attend, self.rows, self.read = rotary, attend, rows, read
         self.dtype = jnp.dtype(self.config.compute_dtype)
         self.wide = jnp.promote_types(self.dtype, jnp.float32)
-        self.num_queries, self.num_keys = placement.layout.query.shape[1], placement.layout.kv.shape[1]
+        own = placement.computes("self_attention")
+        self.num_queries = placement.layout.query.shape[1] if own else 0
+        self.num_keys = placement.layout.kv.shape[1] if own else 0
 
     def product(self, x: jax.Array, weight: jax.Array) -> jax.Array:
         """Return x times a matrix, in float32 (or wider)."""
@@ -131,17 +132,31 @@ class _Parts:
         # Padded rows are added too: cutting them off and on again would cost two operations a sum.
         return x_RD + self.slices.sum_slice(partial_RD.astype(self.dtype))
 
-    def self_attention(self, l: int, weights: dict, x_RD: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
-        """Return the heads [R,NH] before their projection, the cache, and the query of parallel cross-attention."""
+    def side_by_side(self, l: int, weights: dict, x_RD: jax.Array) -> tuple[list[jax.Array], Any, Any]:
+        """Return the heads [R,NH] of what reads the stream as it is, before their projection, and its caches.
+
+        That is self-attention, and cross-attention where it is parallel.
+        """
+        heads, self_cache, cross_cache = [], None, None
+        if "attention_in" not in weights:
+            return heads, self_cache, cross_cache
         H = self.config.head_dim
-        joined = self.rows.narrow(self.of_normed(x_RD, weights["attention_in"]))
-        values = (self.num_queries + self.num_keys) * H
-        end = values + self.num_keys * H
-        # Queries and keys stand side by side: they are rotated as one array.
-        rotated = self.rotary(self._heads(joined[:, :values])).astype(self.dtype)
-        v_RKH = self._heads(joined[:, values:end]).astype(self.dtype)
-        out, cache = self.attend(l, "self", rotated[:, : self.num_queries], rotated[:, self.num_queries :], v_RKH)
-        return out.reshape(self.rows.count, -1), cache, joined[:, end:]
+        with jax.named_scope("self_attention"):
+            joined = self.rows.narrow(self.of_normed(x_RD, weights["attention_in"]))
+            values = (self.num_queries + self.num_keys) * H
+            end = values + self.num_keys * H
+            if end:
+                # Queries and keys stand side by side: they are rotated as one array.
+                rotated = self.rotary(self._heads(joined[:, :values])).astype(self.dtype)
+                q_RNH, k_RKH = rotated[:, : self.num_queries], rotated[:, self.num_queries :]
+                v_RKH = self._heads(joined[:, values:end]).astype(self.dtype)
+                out, self_cache = self.attend(l, "self", q_RNH, k_RKH, v_RKH)
+                heads.append(out.reshape(self.rows.count, -1))
+        if joined.shape[1] > end:
+            with jax.named_scope("cross_attention"):
+                out, cross_cache = self.cross_attention(l, joined[:, end:])
+                heads.append(out)
+        return heads, self_cache, cross_cache
 
     def cross_attention(self, l: int, query: jax.Array) -> tuple[jax.Array, Any]:
         """Return attention's heads [R,NH] before their projection, and its cache."""

@@ -75,10 +75,13 @@ def combine(placement: Placement, params: DecodeParams, outs: list[jax.Array]) -
     A single output is y as it is: a recurrent pass is read alone, also where a prefill combines all passes.
     """
     slices = Slices(placement)
-    if slices.slices == 1 and (placement.config.combine == "last" or len(outs) == 1):
+    alone = placement.config.combine == "last" or len(outs) == 1
+    # Where nothing reads the other stacks' outputs they are added, or the compiler would drop those stacks too.
+    if slices.slices == 1 and alone and (placement.reads_memory or len(outs) == 1):
         return outs[-1]
     own = [alpha.astype(out.dtype) * out for alpha, out in zip(params.alpha, outs, strict=True)]
-    return slices.sum_stacks(functools.reduce(jnp.add, own))
+    y_BD = functools.reduce(jnp.add, own)
+    return slices.sum_stacks(y_BD) if placement.computes("logits") else y_BD
 
 
 @jax.named_scope("logits")
@@ -87,6 +90,9 @@ def logits(placement: Placement, params: DecodeParams, y_BD: jax.Array) -> jax.A
     B = y_BD.shape[0]
     rows = Rows(B, B - B % -placement.rows)
     wide = jnp.promote_types(y_BD.dtype, jnp.float32)
+    if not placement.computes("logits"):
+        # What sampling then reads: it needs y, so that nothing of the step is left out with the product.
+        return y_BD[:, :1].astype(wide) + 1e-6 * jnp.arange(params.embedding.shape[0], dtype=wide)
     return jnp.einsum("BD,VD->BV", rows.widen(y_BD), params.embedding, preferred_element_type=wide)[:B]
 
 

@@ -71,10 +71,10 @@ def test_caches_are_donated_from_chunk_to_chunk(decoder):
     statics = (decoder.placement, loop.Drawing(Sampling(), VOCABULARY.size, EOS))
     carry, _ = loop._start(*statics, 32, decoder.placed, tokens_BT, starts_B, keys_B)
     caches = jax.tree.leaves(carry.state.caches)
-    compiled = loop._go_on.lower(*statics, decoder.placed, carry, keys_B, jnp.int32(4)).compile()
+    compiled = loop.go_on.lower(*statics, decoder.placed, carry, keys_B, jnp.int32(4)).compile()
     # Output lies where the input lay: no second copy of any cache.
     assert compiled.memory_analysis().alias_size_in_bytes >= sum(leaf.nbytes for leaf in caches)
-    loop._go_on(*statics, decoder.placed, carry, keys_B, jnp.int32(4))
+    loop.go_on(*statics, decoder.placed, carry, keys_B, jnp.int32(4))
     assert all(leaf.is_deleted() for leaf in caches)
 
 

@@ -19,6 +19,8 @@ VARIANTS = {
     "baseline_36": {"model.layers_per_stack": 36},  # 2.77B
     "shared_2x18": STAGGERED | {"model.shared_weights": True},  # 1.75B
     "separate_2x18": STAGGERED,  # 2.94B
+    # As shallow as a stack and as wide as the parameters of separate_2x18 allow: the other way to fewer serial layers.
+    "wide_18": {"model.ff_dim": 28672},  # 2.94B
     # Section 3.3: local cross-attention. Window 1 has no softmax left, and by far the cheapest decode step.
     "separate_2x18_window_512": STAGGERED | {"model.cross_window": 512},
     "separate_2x18_window_128": STAGGERED | {"model.cross_window": 128},

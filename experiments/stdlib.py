@@ -14,6 +14,16 @@ from stagjax.experiment import select_variant
 
 STAGGERED = {"model.num_stacks": 2, "model.layers_per_stack": 3}
 
+# Large enough for a decode step of milliseconds on one core: what the latency benchmark is tried with on a CPU.
+MEDIUM = {
+    "model.model_dim": 512,
+    "model.num_heads": 8,
+    "model.num_kv_heads": 8,
+    "model.head_dim": 64,
+    "model.ff_dim": 2048,
+    "model.layers_per_stack": 6,
+}
+
 VARIANTS = {
     "baseline_3": {"model.layers_per_stack": 3},
     "baseline_6": {},
@@ -28,6 +38,9 @@ VARIANTS = {
     "lag_0": STAGGERED | {"model.lag": 0},
     "lag_2": STAGGERED | {"model.lag": 2},
     "grouped_query": STAGGERED | {"model.num_kv_heads": 2},
+    "medium_baseline_12": MEDIUM | {"model.layers_per_stack": 12},
+    "medium_separate_2x6": MEDIUM | {"model.num_stacks": 2},
+    "medium_shared_2x6": MEDIUM | {"model.num_stacks": 2, "model.shared_weights": True},
 }
 
 RUNLOCAL = {

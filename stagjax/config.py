@@ -151,6 +151,8 @@ class TrainingConfig:
         weights there once more instead of keeping all layers' whole.
       scan_layers: scan over layers (compiles once a stack) instead of unrolling them.
       attention: kernel of attention: "splash" (TPU), "cudnn" (GPU), "xla", or "auto" by what is compiled for.
+      microbatches: into which the rows of a part are cut where stacks are pipelined (`mesh.stack`); they go through the
+        slices one behind the other. None for as many as divide the rows of a device, at most 4 for each stack.
       loss_chunks: parts of a row in which the cross-entropy is computed, so that not all logits are alive at once.
       log_every: steps between metrics.
       validate_every: steps between validations.
@@ -174,6 +176,7 @@ class TrainingConfig:
     remat: str = free("none")
     scan_layers: bool = free(True)
     attention: str = free("auto")
+    microbatches: int | None = free(None)
     loss_chunks: int = free(1)
     log_every: int = free(10)
     validate_every: int = free(100)
@@ -194,8 +197,9 @@ class TrainingConfig:
             "keep_last",
         ):
             _at_least(self, "training", field, 1)
-        if self.validation_rows is not None:
-            _at_least(self, "training", "validation_rows", 1)
+        for field in ("validation_rows", "microbatches"):
+            if getattr(self, field) is not None:
+                _at_least(self, "training", field, 1)
         for field in ("warmup_steps", "learning_rate", "final_learning_rate", "weight_decay", "seed"):
             _at_least(self, "training", field, 0)
         if self.warmup_steps > self.steps:
@@ -222,7 +226,8 @@ class MeshConfig:
     Attributes:
       data: groups that hold a copy of the parameters each.
       fsdp: devices among which parameters and optimizer state are divided; None for all that the others leave.
-      stack: 1; more only where stacks are pipelined.
+      stack: 1, or `model.num_stacks` to pipeline the stacks: each has a slice of the devices, which holds the layers of
+        that stack only and works on another of `training.microbatches` than the other slices do.
       tensor: devices among which heads, hidden units and the vocabulary are divided.
     """
 
@@ -237,8 +242,6 @@ class MeshConfig:
             _at_least(self, "mesh", field, 1)
         if self.fsdp is not None:
             _at_least(self, "mesh", "fsdp", 1)
-        if self.stack != 1:
-            raise UserError(f"mesh.stack={self.stack} is not supported in training; use 1, and mesh.fsdp for the rest")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,6 +261,11 @@ class Config:
             raise UserError(
                 f"data.row_length={self.data.row_length} is over model.max_length={self.model.max_length}; "
                 "shorten the rows or lengthen the model"
+            )
+        if self.mesh.stack not in (1, self.model.num_stacks):
+            raise UserError(
+                f"mesh.stack={self.mesh.stack} is neither 1 nor model.num_stacks={self.model.num_stacks}: a "
+                "pipeline has one slice for each stack; use one of them, and mesh.fsdp for the other devices"
             )
         if self.data.row_length % self.training.loss_chunks:
             raise UserError(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from stagjax.config import ModelConfig, divisors
 from stagjax.errors import UserError
@@ -51,10 +51,11 @@ TABLE: dict[str, MeshAxes] = {
     "heads": MeshAxes(("tensor",), ("tensor",)),
     "kv_heads": MeshAxes(("tensor",), ("tensor",)),
     "hidden": MeshAxes(("tensor",), ("tensor",)),
-    "stack": MeshAxes((), ("stack",)),
-    "cross": MeshAxes((), ("stack",)),
+    "stack": MeshAxes(("stack",), ("stack",)),
+    "cross": MeshAxes((), ("stack",)),  # training: P-1 sets (or one) never divide over P slices
     "layer": MeshAxes((), ()),
-    "batch": MeshAxes(("data", "fsdp"), ("data",)),
+    "batch": MeshAxes(("data", "fsdp"), ("data",)),  # in the layers, of which each slice runs those of its stack
+    "rows": MeshAxes(("data", "fsdp", "stack"), ("data",)),  # outside of them: lookup and loss, in equal parts for all
 }
 
 
@@ -71,6 +72,19 @@ def spec(axes: Sequence[str | None], column: str) -> PartitionSpec:
     return PartitionSpec(*(None if axis is None else getattr(TABLE[axis], column) or None for axis in axes))
 
 
+def parameter_spec(mesh: Mesh | AbstractMesh, path: str, shape: Sequence[int], column: str) -> PartitionSpec:
+    """Return the `PartitionSpec` of the parameter at `path`: what its axes do not divide is not divided.
+
+    In training that is the one set of shared weights, of which each slice holds a copy (all else is refused by
+    `check_training`); in decoding also, say, 12 heads over 8 chips, before they are padded.
+    """
+    parts = []
+    for size, axis in zip(shape, logical_axes(path), strict=True):
+        names = getattr(TABLE[axis], column) if axis else ()
+        parts.append(names if names and size % math.prod(mesh.shape[name] for name in names) == 0 else None)
+    return PartitionSpec(*parts)
+
+
 def parameter_path(path: tuple) -> str:
     """Return a `jax.tree_util` key path as the table writes it."""
     return "/".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
@@ -78,38 +92,44 @@ def parameter_path(path: tuple) -> str:
 
 def parameter_shardings(mesh: Mesh, params: Any) -> Any:
     """Return the training sharding of every parameter (arrays or their shapes), a tree like `params`."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: NamedSharding(mesh, spec(logical_axes(parameter_path(path)), "training")), params
-    )
+    return _parameter_shardings(mesh, params, "training")
 
 
 def stored_shardings(mesh: Mesh, params: Any) -> Any:
-    """Return how a checkpoint's parameters are read onto a decoding mesh, before they are padded and placed.
-
-    A dimension that its axes do not divide (12 heads over 8 chips) is not divided yet.
-    """
-
-    def sharding(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        parts = []
-        for size, axis in zip(leaf.shape, logical_axes(parameter_path(path)), strict=True):
-            axes = TABLE[axis].decoding if axis else ()
-            parts.append(axes if axes and size % math.prod(mesh.shape[name] for name in axes) == 0 else None)
-        return NamedSharding(mesh, PartitionSpec(*parts))
-
-    return jax.tree_util.tree_map_with_path(sharding, params)
+    """Return how a checkpoint's parameters are read onto a decoding mesh, before they are padded and placed."""
+    return _parameter_shardings(mesh, params, "decoding")
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Divide an activation by the training column; outside of a training mesh (`jax.set_mesh`) leave it alone."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or "fsdp" not in mesh.axis_names or mesh.size == 1:
+    if not _trains(mesh) or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, spec(axes, "training"))
 
 
-def check_training(model: ModelConfig, mesh: Mesh, rows: int) -> None:
-    """Raise `UserError` where a mesh does not divide the model or the `rows` of a batch part."""
-    fsdp = mesh.shape["fsdp"]
+def constrain_parameters(tree: Any) -> Any:
+    """Divide a tree like the parameters as training divides those; outside of a training mesh leave it alone."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not _trains(mesh) or mesh.size == 1:
+        return tree
+
+    def divide(path: tuple, leaf: jax.Array) -> jax.Array:
+        divided = parameter_spec(mesh, parameter_path(path), leaf.shape, "training")
+        return jax.lax.with_sharding_constraint(leaf, divided)
+
+    return jax.tree_util.tree_map_with_path(divide, tree)
+
+
+def ways(axis: str) -> int:
+    """Return into how many parts the training mesh in context divides a logical axis; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[name] for name in TABLE[axis].training) if _trains(mesh) else 1
+
+
+def check_training(model: ModelConfig, mesh: Mesh, rows: int, microbatches: int | None = None) -> None:
+    """Raise `UserError` where a mesh does not divide the model, the `rows` of a batch part or its microbatches."""
+    fsdp, slices = mesh.shape["fsdp"], mesh.shape["stack"]
     for field, axis in (
         ("num_heads", "tensor"),
         ("num_kv_heads", "tensor"),
@@ -120,11 +140,28 @@ def check_training(model: ModelConfig, mesh: Mesh, rows: int) -> None:
         size = getattr(model, field)
         _divides("model", field, size, axis, mesh.shape[axis])
     groups = mesh.shape["data"] * fsdp
-    if rows % groups:
+    over = f"mesh.data={mesh.shape['data']} x mesh.fsdp={fsdp}"
+    if rows % (groups * slices):
         raise UserError(
-            f"training.global_batch / training.accumulation = {rows} rows do not divide over "
-            f"mesh.data={mesh.shape['data']} x mesh.fsdp={fsdp}; use a multiple of {groups} rows"
+            f"training.global_batch / training.accumulation = {rows} rows do not divide over {over}"
+            f"{f' x mesh.stack={slices}' if slices > 1 else ''}; use a multiple of {groups * slices} rows"
         )
+    if slices > 1 and microbatches and rows // groups % microbatches:
+        raise UserError(
+            f"training.microbatches={microbatches} does not divide the {rows // groups} rows of a device ({rows} over "
+            f"{over}); use one of {', '.join(map(str, divisors(rows // groups)))}, or None"
+        )
+
+
+def _parameter_shardings(mesh: Mesh, params: Any, column: str) -> Any:
+    def sharding(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        return NamedSharding(mesh, parameter_spec(mesh, parameter_path(path), leaf.shape, column))
+
+    return jax.tree_util.tree_map_with_path(sharding, params)
+
+
+def _trains(mesh: AbstractMesh) -> bool:
+    return not mesh.empty and "fsdp" in mesh.axis_names
 
 
 def _divides(section: str, field: str, size: int, axis: str, ways: int) -> None:

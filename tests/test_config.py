@@ -39,6 +39,9 @@ STDLIB = "experiments/stdlib.py"
         (f"{STDLIB}:baseline_3", ["training.accumulation=3"], "into training.accumulation=3 parts; use one of 1, 2, 4"),
         (f"{STDLIB}:baseline_3", ["training.warmup_steps=9999"], "training.warmup_steps=9999 is over training.steps"),
         (f"{STDLIB}:baseline_3", ["training.loss_chunks=3"], "=3 does not divide data.row_length=256; use one of 1, 2"),
+        (f"{STDLIB}:baseline_3", ["training.microbatches=0"], "training.microbatches=0 is below 1; use 1 or more"),
+        (f"{STDLIB}:baseline_3", ["mesh.stack=2"], "mesh.stack=2 is neither 1 nor model.num_stacks=1: a pipeline has"),
+        (f"{STDLIB}:separate_2x3", ["mesh.stack=3"], "mesh.stack=3 is neither 1 nor model.num_stacks=2: a pipeline"),
         (f"{STDLIB}:baseline_3", ["training.remat=all"], "unknown training.remat 'all'"),
         (f"{STDLIB}:baseline_3", ["training.clip_norm=0"], "training.clip_norm=0.0 must be positive"),
     ],
@@ -94,7 +97,7 @@ def test_every_variant_is_valid_also_when_run_locally(file):
 
 def test_only_free_fields_may_differ_in_a_resumed_run():
     stored = load_config(f"{STDLIB}:separate_2x3")
-    free = dataclasses.replace(stored.training, log_every=3, remat="layer", keep_last=9, accumulation=2)
+    free = dataclasses.replace(stored.training, log_every=3, remat="layer", keep_last=9, accumulation=2, microbatches=4)
     assert config_differences(stored, dataclasses.replace(stored, training=free)) == []
     model = dataclasses.replace(stored.model, lag=2)
     training = dataclasses.replace(stored.training, seed=1)

@@ -43,12 +43,23 @@ def test_an_unknown_parameter_is_an_error():
 
 
 def test_training_column():
-    shardings = parameter_shardings(training_mesh(MeshConfig(tensor=2)), abstract_params(tiny()))
+    shardings = parameter_shardings(training_mesh(MeshConfig(tensor=2)), abstract_params(tiny(vocab_size=64)))
     assert shardings["embedding"].spec == PartitionSpec(("tensor",), ("fsdp",))
     assert shardings["blocks"]["self_attention"]["query"].spec == PartitionSpec(
-        None, None, ("fsdp",), ("tensor",), None
+        ("stack",), None, ("fsdp",), ("tensor",), None
     )
-    assert shardings["blocks"]["mlp"]["down"].spec == PartitionSpec(None, None, ("tensor",), ("fsdp",))
+    assert shardings["blocks"]["mlp"]["down"].spec == PartitionSpec(("stack",), None, ("tensor",), ("fsdp",))
+
+
+def test_a_slice_holds_its_own_stack_and_a_copy_of_what_slices_do_not_divide():
+    mesh = training_mesh(MeshConfig(stack=2))
+    separate = parameter_shardings(mesh, abstract_params(tiny()))
+    shared = parameter_shardings(mesh, abstract_params(tiny(shared_weights=True)))
+    assert separate["blocks"]["mlp"]["down"].spec == PartitionSpec(("stack",), None, ("tensor",), ("fsdp",))
+    assert separate["out_norm"]["scale"].spec == PartitionSpec(("stack",), None)
+    assert shared["blocks"]["mlp"]["down"].spec == PartitionSpec(None, None, ("tensor",), ("fsdp",))
+    for params in (separate, shared):
+        assert params["cross"]["attention"]["out"].spec == PartitionSpec(None, None, ("tensor",), None, ("fsdp",))
 
 
 def test_what_does_not_divide_is_read_whole_onto_a_decoding_mesh():

@@ -39,9 +39,11 @@ _CALLED = re.compile(
 _APPLIED = re.compile(r"to_apply=%?([^\s,]+)")
 _GROUPS = re.compile(
     r"(?:replica_groups|source_target_pairs)="
-    r"(\{[\d,{} ]*\}|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?|mesh\[[^\]:]*\] \{[^}:]*\})(?=,|$| )"
+    r"(\{[\d,{} ]*\}|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?"
+    r"|mesh\[[^\]:]*\](?:, device_ids=\(\[[\d,]+\]T\([\d,]+\)\))? \{[^}:]*\})(?=,|$| )"
 )
 _IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_DEVICE_IDS = re.compile(r"device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\)")
 
 Groups = tuple[tuple[int, ...], ...]
 
@@ -152,7 +154,8 @@ def read_groups(text: str) -> Groups:
     """Read one of the three notations of groups of chips.
 
     `{{0,1},{2,3}}` lists them. `[4,2]<=[2,4]T(1,0)` is 0..7 as 2x4, transposed, in rows of 2. `mesh['a'=2,'b'=4] {'b'}`
-    is 0..7 as a mesh, those along its axis b.
+    is 0..7 as a mesh, those along its axis b; `, device_ids=([4,2]T(1,0))` before the braces fills the mesh with 0..7
+    as 4x2, transposed.
     """
     if text.startswith("mesh"):
         sizes, _, along = text.partition("]")
@@ -160,7 +163,11 @@ def read_groups(text: str) -> Groups:
         names = [name for name, _ in axes]
         inner = [names.index(name) for name in re.findall(r"'([^']+)'", along)]
         outer = [i for i in range(len(axes)) if i not in inner]
-        chips = np.arange(math.prod(size for _, size in axes)).reshape([size for _, size in axes])
+        chips = np.arange(math.prod(size for _, size in axes))
+        if ids := _DEVICE_IDS.search(along):
+            source, order = ([int(n) for n in part.split(",")] for part in ids.groups())
+            chips = chips.reshape(source).transpose(order)
+        chips = chips.reshape([size for _, size in axes])
         members = math.prod(axes[i][1] for i in inner)
         return tuple(tuple(row) for row in chips.transpose(outer + inner).reshape(-1, members).tolist())
     iota = _IOTA.fullmatch(text)

@@ -83,7 +83,8 @@ def train_program(config: Config, mesh: Mesh) -> Traceable:
     Raises:
       UserError: the mesh does not divide the model or the batch.
     """
-    check_training(config.model, mesh, config.training.global_batch // config.training.accumulation)
+    rows = config.training.global_batch // config.training.accumulation
+    check_training(config.model, mesh, rows, config.training.microbatches)
     function, arguments = training_program(config, mesh)
     held = {"parameters and optimizer": chip_bytes(arguments[0]), "batch": chip_bytes(arguments[1])}
     return Traceable(function, arguments, mesh, held, sum(held.values()))

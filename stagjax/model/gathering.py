@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from stagjax.sharding import TABLE, constrain, logical_axes, parameter_path
+from stagjax.sharding import TABLE, constrain, logical_axes, parameter_path, ways
 
 Params = dict[str, Any]
 
@@ -31,7 +31,7 @@ def gather_layer(dtype: str, block: Params, cross: Params | None) -> tuple[Param
 
         return jax.tree_util.tree_map_with_path(gather, weights)
 
-    if row_groups() == 1:
+    if ways("rows") == 1:
         return block, cross
     return whole("blocks", block), None if cross is None else whole("cross", cross)
 
@@ -43,18 +43,10 @@ def gather_embeddings(dtype: str, params: Params) -> Params:
     gradients of its rows, of the lookup and of every chunk of the cross-entropy, are summed before those of the groups.
     Of one table for all, XLA would sum the gradient, or even gather the logits, in every chunk.
     """
-    if row_groups() == 1:
+    if ways("rows") == 1:
         return params
     dtypes = {"embedding": dtype, "position_embedding": params["position_embedding"].dtype}
     return params | {name: _copied(params[name], logical_axes(name), dtype) for name, dtype in dtypes.items()}
-
-
-def row_groups() -> int:
-    """Return into how many groups of devices a training mesh (`jax.set_mesh`) divides the rows; 1 without one."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or "fsdp" not in mesh.axis_names:
-        return 1
-    return math.prod(mesh.shape[axis] for axis in TABLE["batch"].training)
 
 
 def by_group(function: Callable[..., jax.Array], table: jax.Array, *rows: jax.Array) -> jax.Array:
@@ -62,7 +54,7 @@ def by_group(function: Callable[..., jax.Array], table: jax.Array, *rows: jax.Ar
     if table.ndim == 2:
         return function(table, *rows)
     grouped = [leaf.reshape(table.shape[0], -1, *leaf.shape[1:]) for leaf in rows]
-    return jax.vmap(function, spmd_axis_name=TABLE["batch"].training)(table, *grouped)
+    return jax.vmap(function, spmd_axis_name=TABLE["rows"].training)(table, *grouped)
 
 
 def look_up(table: jax.Array, ids_BT: jax.Array) -> jax.Array:
@@ -102,12 +94,12 @@ def _gathered(weight: jax.Array, axes: Sequence[str | None], dtype: str) -> jax.
 
 def _copied(table: jax.Array, axes: Sequence[str | None], dtype: str | jnp.dtype) -> jax.Array:
     """Return a table in `dtype`, a copy that is whole along "model" for each group of rows; gradients are summed."""
-    stored, groups = table.dtype, row_groups()
+    stored, groups = table.dtype, ways("rows")
 
     @jax.custom_vjp
     def copy(table: jax.Array) -> jax.Array:
         table = _in_rows(table.astype(dtype), axes)
-        return constrain(jnp.broadcast_to(table, (groups, *table.shape)), "batch", axes[0], None)
+        return constrain(jnp.broadcast_to(table, (groups, *table.shape)), "rows", axes[0], None)
 
     def backward(_: None, grads: jax.Array) -> tuple[jax.Array]:
         return (constrain(_in_rows(jnp.sum(grads, axis=0), axes).astype(stored), *axes),)

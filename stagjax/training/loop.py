@@ -21,6 +21,7 @@ from stagjax.errors import RunFailed
 from stagjax.hardware import chip_of
 from stagjax.mesh import training_mesh
 from stagjax.model.accounting import training_flops
+from stagjax.model.pipelining import pipeline_report
 from stagjax.reporting.metrics import MetricWriter
 from stagjax.reporting.progress import Progress
 from stagjax.sharding import check_training
@@ -52,7 +53,8 @@ def train(config: Config, workdir: pathlib.Path) -> Summary:
       KeyboardInterrupt: Ctrl-C; the state is saved.
     """
     mesh = training_mesh(config.mesh)
-    check_training(config.model, mesh, config.training.global_batch // config.training.accumulation)
+    rows = config.training.global_batch // config.training.accumulation
+    check_training(config.model, mesh, rows, config.training.microbatches)
     with workdirs.owned(workdir), Interrupts() as interrupts:
         workdirs.check_config(workdir, config)
         corpus = load_corpus(config.data, config.model.vocab_size)
@@ -70,6 +72,8 @@ def train(config: Config, workdir: pathlib.Path) -> Summary:
                 if mesh.size > 1:
                     sizes = " x ".join(f"mesh.{axis}={size}" for axis, size in mesh.shape.items())
                     progress.note(f"training on {mesh.size} devices: {sizes}")
+                if mesh.shape["stack"] > 1:
+                    progress.note(pipeline_report(config, mesh))
                 run = _Run(config, mesh, corpus, checkpoints, writer, progress, interrupts)
                 return run.go(restored[0] if restored else None, start)
         finally:

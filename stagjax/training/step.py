@@ -10,10 +10,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stagjax.config import Config
-from stagjax.model import stagformer
+from stagjax.model import pipelining, stagformer
 from stagjax.model.gathering import by_group, gather_embeddings
 from stagjax.model.stagformer import Params
-from stagjax.sharding import constrain, logical_axes, parameter_path, spec
+from stagjax.sharding import constrain, constrain_parameters, spec, ways
 from stagjax.training.optimizer import learning_rate_schedule, make_optimizer
 from stagjax.training.state import TrainState, abstract_state
 
@@ -23,8 +23,8 @@ Batch = dict[str, jax.Array]
 def training_program(config: Config, mesh: Mesh) -> tuple[jax.stages.Wrapped, tuple[TrainState, Batch, jax.Array]]:
     """Return the training step jitted for `mesh`, and the shapes, dtypes and shardings of its arguments.
 
-    The step takes what `make_train_step`'s takes; the state is donated. Rows are divided over `data` and `fsdp`, the
-    state as `stagjax.sharding` says, and metrics are on every device.
+    The step takes what `make_train_step`'s takes; the state is donated. Rows are divided over `data`, `fsdp`
+    and `stack`, the state as `stagjax.sharding` says, and metrics are on every device.
     """
     state = abstract_state(config, mesh)
     arguments = state, _abstract_batch(config, mesh, config.training.global_batch), _abstract_lengths(config, mesh)
@@ -104,21 +104,22 @@ def make_validation_step(config: Config) -> Callable[[Params, Batch, jax.Array],
 def sum_nats(config: Config, params: Params, batch: Batch) -> jax.Array:
     """Return the summed cross-entropy of a batch's targets in nats, float32; padding weighs nothing."""
     params = gather_embeddings(config.model.compute_dtype, params)
-    outputs = stagformer.forward(
-        config.model,
-        params,
-        batch["inputs"],
-        batch["positions"],
-        batch["segment_ids"],
-        remat=config.training.remat,
-        scan_layers=config.training.scan_layers,
-        attention=config.training.attention,
-    )
-    y_BTD = stagformer.readout(config.model, params, outputs.stacks)
+    y_BTD = _predictions(config, params, batch)
     # Cast here, once: inside the chunks the whole tied embedding would be read and cast again for each of them.
     embedding = params["embedding"].astype(y_BTD.dtype)
     nats = functools.partial(_row_nats, config.training.loss_chunks)
     return jnp.sum(by_group(nats, embedding, y_BTD, batch["targets"], batch["loss_weights"]))
+
+
+def _predictions(config: Config, params: Params, batch: Batch) -> jax.Array:
+    """Return y_BTD of all stacks: one after the other, or on a mesh of slices at the same time."""
+    rows = batch["inputs"], batch["positions"], batch["segment_ids"]
+    options = {name: getattr(config.training, name) for name in ("remat", "scan_layers", "attention")}
+    if ways("stack") > 1:
+        microbatches = pipelining.num_microbatches(config, jax.sharding.get_abstract_mesh())
+        return pipelining.forward(config.model, params, *rows, microbatches, **options)
+    outputs = stagformer.forward(config.model, params, *rows, **options)
+    return stagformer.readout(config.model, params, outputs.stacks)
 
 
 def num_bytes(batch: Batch, byte_lengths_V: jax.Array) -> jax.Array:
@@ -154,21 +155,14 @@ def _accumulate(
 
     def split(leaf: jax.Array) -> jax.Array:
         # Part i is every parts-th row from row i on: of neighbouring rows, which a device has, an equal share.
-        return constrain(jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0), None, "batch", None)
+        return constrain(jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0), None, "rows", None)
 
     def add(total: tuple, part: Batch) -> tuple[tuple, None]:
         loss, gradient = jax.tree.map(jnp.add, total, gradient_of(params, part))
-        return (loss, _divided(gradient)), None
+        return (loss, constrain_parameters(gradient)), None
 
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
-    return jax.lax.scan(add, (jnp.zeros(()), _divided(zero)), jax.tree.map(split, batch))[0]
-
-
-def _divided(gradient: Params) -> Params:
-    """Divide a gradient as the parameters are."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: constrain(leaf, *logical_axes(parameter_path(path))), gradient
-    )
+    return jax.lax.scan(add, (jnp.zeros(()), constrain_parameters(zero)), jax.tree.map(split, batch))[0]
 
 
 def _on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -184,7 +178,7 @@ def _on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _abstract_batch(config: Config, mesh: Mesh, rows: int) -> Batch:
     """Return the shapes and shardings of what `stagjax.data.packing.expand` returns for all rows of all hosts."""
-    sharding = NamedSharding(mesh, spec(("batch", None), "training"))
+    sharding = NamedSharding(mesh, spec(("rows", None), "training"))
     dtypes = dict.fromkeys(("inputs", "targets", "positions", "segment_ids"), jnp.int32) | {"loss_weights": jnp.float32}
     shape = (rows, config.data.row_length)
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in dtypes.items()}

@@ -18,6 +18,7 @@ from stagjax.decoding.loop import (
     start_program,
 )
 from stagjax.decoding.placement import Placement, abstract_placed
+from stagjax.decoding.prefill import choose_chunks
 from stagjax.decoding.sampling import Sampling
 from stagjax.sharding import check_training
 from stagjax.training.step import training_program
@@ -58,22 +59,30 @@ def decode_program(placement: Placement, batch: int, context: int) -> Traceable:
     return Traceable(function, (params, state, tokens_B, keys_B), placement.mesh, held, read)
 
 
-def prefill_program(placement: Placement, batch: int, length: int) -> Traceable:
+def prefill_program(placement: Placement, batch: int, length: int, chunks: int | None = None) -> Traceable:
     """Return the prefill of `batch` prompts of `length` tokens each, into caches of that many slots.
 
+    Args:
+      placement: what runs where.
+      batch: prompts.
+      length: of each.
+      chunks: that slices cut them into, 1 for slices that take turns; None for as many as decoding takes.
+
     Raises:
-      UserError: the batch does not divide over the mesh.
+      UserError: the batch does not divide over the mesh, or the prompts not into chunks.
     """
     check_batch(placement, batch)
+    if chunks is None:
+        chunks = choose_chunks(placement, batch // placement.mesh.shape["data"], length)
     params = abstract_placed(placement)
     starts_B, keys_B = _rows(placement, batch)
     tokens_BT = jax.ShapeDtypeStruct((batch, length), jnp.int32, sharding=starts_B.sharding)
     drawing = Drawing(Sampling(), placement.config.vocab_size)
     held = {"parameters": chip_bytes(params)}
-    # Every slice runs all rounds, so it reads its stack once a round.
-    rounds = placement.slices if placement.slices > 1 else 1
-    read = rounds * (held["parameters"] - chip_bytes(params.position_embedding))
-    function = jax.jit(start_program(placement, drawing, length))
+    # Every slice runs in all rounds, so it reads its stack once a round, and the vocabulary once, for the logits.
+    rounds = chunks + placement.slices - 1
+    read = rounds * chip_bytes(params.stacks) + chip_bytes(params.embedding)
+    function = jax.jit(start_program(placement, drawing, length, chunks))
     return Traceable(function, (params, tokens_BT, starts_B, keys_B), placement.mesh, held, read)
 
 

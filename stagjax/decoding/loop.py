@@ -137,10 +137,17 @@ def draw_step(
 
 
 def start(
-    placement: Placement, drawing: Drawing, capacity: int, params: DecodeParams, tokens_BT, starts_B, keys_B
+    placement: Placement,
+    drawing: Drawing,
+    capacity: int,
+    chunks: int | None,
+    params: DecodeParams,
+    tokens_BT,
+    starts_B,
+    keys_B,
 ) -> tuple[Carry, tuple[jax.Array, jax.Array]]:
     """Prefill prompts and draw the first token: one chip's part."""
-    outs, state = prefill(placement, params, tokens_BT, starts_B, capacity)
+    outs, state = prefill(placement, params, tokens_BT, starts_B, capacity, chunks)
     y_BD = last_y(placement, params, outs)
     tokens_B, logprobs_B = _draw(placement, drawing, params, y_BD, keys_B, state)
     return Carry(state, tokens_B, _ends(tokens_B, drawing.stop_id)), (tokens_B, logprobs_B)
@@ -163,12 +170,15 @@ def drawing_program(placement: Placement, drawing: Drawing) -> Callable:
     )
 
 
-def start_program(placement: Placement, drawing: Drawing, capacity: int) -> Callable:
-    """Return the SPMD prefill: (params, tokens_BT, starts_B, keys_B) -> (Carry, (tokens_B, logprobs_B))."""
+def start_program(placement: Placement, drawing: Drawing, capacity: int, chunks: int | None = None) -> Callable:
+    """Return the SPMD prefill: (params, tokens_BT, starts_B, keys_B) -> (Carry, (tokens_B, logprobs_B)).
+
+    Slices cut prompts into `chunks`, by default as many as `prefill.choose_chunks` says.
+    """
     params_specs = specs(abstract_placed(placement))
     return spmd(
         placement,
-        functools.partial(start, placement, drawing, capacity),
+        functools.partial(start, placement, drawing, capacity, chunks),
         (params_specs, ROWS, ROWS, ROWS),
         (Carry(STATE_SPECS, ROWS, ROWS), (ROWS, ROWS)),
     )
@@ -187,13 +197,18 @@ def abstract_state(placement: Placement, batch: int, capacity: int) -> DecodeSta
     )
 
 
-def teacher_forced_logits(placement: Placement, params: Params, tokens_BT: jax.Array, prompt_length: int) -> jax.Array:
-    """Return logits [B,T,V] for given tokens: prefill up to `prompt_length`, then the decode path token by token."""
+def teacher_forced_logits(
+    placement: Placement, params: Params, tokens_BT: jax.Array, prompt_length: int, chunks: int | None = None
+) -> jax.Array:
+    """Return logits [B,T,V] for given tokens: prefill up to `prompt_length`, then the decode path token by token.
+
+    Slices prefill in `chunks`, as in `prefill`.
+    """
     T = tokens_BT.shape[1]
 
     def part(params: DecodeParams, tokens_BT: jax.Array) -> jax.Array:
         starts_B = jnp.zeros(tokens_BT.shape[0], jnp.int32)
-        outs, state = prefill(placement, params, tokens_BT[:, :prompt_length], starts_B, T)
+        outs, state = prefill(placement, params, tokens_BT[:, :prompt_length], starts_B, T, chunks)
 
         def body(state: DecodeState, tokens_B: jax.Array) -> tuple[DecodeState, jax.Array]:
             y_BD, state = steps.decode_step(placement, params, state, tokens_B)

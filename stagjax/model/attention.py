@@ -9,42 +9,44 @@ MASKED = -1e30
 
 def causal_attention(
     q_BTNH: jax.Array,
-    k_BTKH: jax.Array,
-    v_BTKH: jax.Array,
-    segment_ids_BT: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    segment_ids_BS: jax.Array,
     window: int | None = None,
     block: int = 128,
 ) -> jax.Array:
     """Return softmax(q k^T / sqrt(H)) v over the slots t-window+1..t of each query's own segment.
 
+    The T queries are those of the last T of S slots: of all of them, or of a part of a row that follows earlier ones.
     Query head n reads key head n // (N/K). Queries are taken in blocks, and each block reads only the slots that one
     of its queries may see: half of the work of a causal mask, and less under a window. Scores and softmax are in
     float32 (or wider).
 
     Args:
       q_BTNH: rotated queries.
-      k_BTKH: rotated keys.
-      v_BTKH: values.
-      segment_ids_BT: document of each position; positions of different documents do not see each other.
+      k_BSKH: rotated keys.
+      v_BSKH: values.
+      segment_ids_BS: document of each slot; slots of different documents do not see each other.
       window: slots a query sees, its own included; None for all.
       block: queries in a block.
 
     Returns:
       heads_BTNH in the dtype of v.
     """
-    T = q_BTNH.shape[1]
-    outputs = []
-    for start in range(0, T, block):
-        stop = min(start + block, T)
+    S = k_BSKH.shape[1]
+    outputs, begin = [], S - q_BTNH.shape[1]
+    for start in range(begin, S, block):
+        stop = min(start + block, S)
         first = 0 if window is None else max(0, start - window + 1)
         t_T1 = jnp.arange(start, stop)[:, None]
         s_1S = jnp.arange(first, stop)[None, :]
         visible_TS = s_1S <= t_T1
         if window is not None:
             visible_TS &= s_1S > t_T1 - window
-        same_BTS = segment_ids_BT[:, start:stop, None] == segment_ids_BT[:, None, first:stop]
+        same_BTS = segment_ids_BS[:, start:stop, None] == segment_ids_BS[:, None, first:stop]
+        q_of_block = q_BTNH[:, start - begin : stop - begin]
         outputs.append(
-            masked_attention(q_BTNH[:, start:stop], k_BTKH[:, first:stop], v_BTKH[:, first:stop], visible_TS & same_BTS)
+            masked_attention(q_of_block, k_BSKH[:, first:stop], v_BSKH[:, first:stop], visible_TS & same_BTS)
         )
     return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
 

@@ -44,16 +44,17 @@ VISIT = 256 * 256
 
 def row_attention(
     q_BTNH: jax.Array,
-    k_BTKH: jax.Array,
-    v_BTKH: jax.Array,
-    segment_ids_BT: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    segment_ids_BS: jax.Array,
     window: int | None = None,
     kernel: str = "auto",
     interpret: bool = False,
 ) -> jax.Array:
     """Return softmax(q k^T / sqrt(H)) v over the slots t-window+1..t of each query's own segment.
 
-    The same as `causal_attention`, but for rounding and for what a padding query returns (some finite number).
+    The T queries are those of the last T of S slots. The same as `causal_attention`, but for rounding and for what a
+    padding query returns (some finite number).
 
     A kernel is no program that XLA could divide, so under a mesh (`jax.set_mesh`) it runs in `jax.shard_map`: rows
     over the batch axes and heads over the tensor axis of `stagjax.sharding.TABLE`, where those divide them. Inside of a
@@ -61,9 +62,9 @@ def row_attention(
 
     Args:
       q_BTNH: rotated queries, in the dtype of the keys and values.
-      k_BTKH: rotated keys.
-      v_BTKH: values.
-      segment_ids_BT: document of each position; positions of different documents do not see each other.
+      k_BSKH: rotated keys.
+      v_BSKH: values.
+      segment_ids_BS: document of each slot; slots of different documents do not see each other.
       window: slots a query sees, its own included; None for all.
       kernel: "auto", or one of "xla", "splash", "cudnn" (`choose_kernel`).
       interpret: compile for TPUs, but run in Pallas's interpreter, on any platform: for tests.
@@ -74,18 +75,18 @@ def row_attention(
     Raises:
       UserError: the kernel that is asked for does not run on this platform, in this dtype or with this head dimension.
     """
-    T, H = q_BTNH.shape[1], q_BTNH.shape[-1]
+    S, H = k_BSKH.shape[1], q_BTNH.shape[-1]
     platform = "tpu" if interpret else compiled_for()
-    chosen = choose_kernel(kernel, platform, v_BTKH.dtype, H)
-    if window is not None and window >= T:
+    chosen = choose_kernel(kernel, platform, v_BSKH.dtype, H)
+    if window is not None and window >= S:
         window = None
     if chosen == "xla":
-        return causal_attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, window)
+        return causal_attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BS, window)
     if chosen == "splash":
         attend = functools.partial(_splash, window=window, interpret=interpret)
     else:
         attend = functools.partial(_cudnn, window=window)
-    return _sharded(attend, q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
+    return _sharded(attend, q_BTNH, k_BSKH, v_BSKH, segment_ids_BS)
 
 
 def choose_kernel(kernel: str, platform: str, dtype: jax.typing.DTypeLike, head_dim: int) -> str:
@@ -141,7 +142,7 @@ def _lack(kernel: str, platform: str, dtype: jax.typing.DTypeLike, head_dim: int
     return None
 
 
-def _sharded(attend: Callable[..., jax.Array], q_BTNH, k_BTKH, v_BTKH, segment_ids_BT) -> jax.Array:
+def _sharded(attend: Callable[..., jax.Array], q_BTNH, k_BSKH, v_BSKH, segment_ids_BS) -> jax.Array:
     """Call `attend` on each device's rows and heads, by the mesh in context."""
     mesh = jax.sharding.get_abstract_mesh()
     # What an outer shard_map has divided already is no longer ours to divide.
@@ -151,7 +152,7 @@ def _sharded(attend: Callable[..., jax.Array], q_BTNH, k_BTKH, v_BTKH, segment_i
         if kind != AxisType.Manual
     }
     if not free or mesh.size == 1:
-        return attend(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
+        return attend(q_BTNH, k_BSKH, v_BSKH, segment_ids_BS)
     column = "training" if "fsdp" in mesh.shape else "decoding"
 
     def over(axis: str, size: int) -> tuple[str, ...] | None:
@@ -159,7 +160,7 @@ def _sharded(attend: Callable[..., jax.Array], q_BTNH, k_BTKH, v_BTKH, segment_i
         return names if size % math.prod(free[name] for name in names) == 0 else None
 
     # Key heads divide query heads, so that what divides the former keeps every query head with its key head.
-    rows, heads = over("batch", q_BTNH.shape[0]), over("kv_heads", k_BTKH.shape[2])
+    rows, heads = over("batch", q_BTNH.shape[0]), over("kv_heads", k_BSKH.shape[2])
     x_BTNH = PartitionSpec(rows, None, heads, None)
     return jax.shard_map(
         attend,
@@ -167,26 +168,28 @@ def _sharded(attend: Callable[..., jax.Array], q_BTNH, k_BTKH, v_BTKH, segment_i
         out_specs=x_BTNH,
         axis_names=set(free),
         check_vma=False,  # Pallas calls do not say over which axes their results vary
-    )(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
+    )(q_BTNH, k_BSKH, v_BSKH, segment_ids_BS)
 
 
-def _splash(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, *, window: int | None, interpret: bool) -> jax.Array:
+def _splash(q_BTNH, k_BSKH, v_BSKH, segment_ids_BS, *, window: int | None, interpret: bool) -> jax.Array:
     """Attend by Pallas's splash kernels, forward and backward: scores never leave the chip's vector memory."""
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds  # 0.1 s that only TPUs need
 
     T, H = q_BTNH.shape[1], q_BTNH.shape[-1]
-    block = splash_block(T, window)
+    earlier = k_BSKH.shape[1] - T
+    block = splash_block(T, window, earlier)
     # The slots that fill the last block stand behind all queries of the row, none of which sees them.
-    q_BTNH, k_BTKH, v_BTKH, segment_ids_BT = _padded(block, q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
-    kernel = splash_kernel(segment_ids_BT.shape[1], q_BTNH.shape[2], window, block, interpret)
-    ids = SegmentIds(*(segment_ids_BT.astype(jnp.int32),) * 2)
+    q_BTNH, query_ids_BT = _padded(block, q_BTNH, segment_ids_BS[:, earlier:])
+    k_BSKH, v_BSKH, segment_ids_BS = _padded(block, k_BSKH, v_BSKH, segment_ids_BS)
+    kernel = splash_kernel(T, q_BTNH.shape[2], window, block, interpret, earlier)
+    ids = SegmentIds(query_ids_BT.astype(jnp.int32), segment_ids_BS.astype(jnp.int32))
     # Splash does not scale. It groups query heads as we do, n reads n // (N/K), and reads keys once a group.
-    q_BNTH, k_BKTH, v_BKTH = (jnp.swapaxes(x, 1, 2) for x in (q_BTNH * H**-0.5, k_BTKH, v_BTKH))
-    heads_BNTH = jax.vmap(kernel)(q_BNTH, k_BKTH, v_BKTH, ids)
-    return jnp.swapaxes(heads_BNTH, 1, 2)[:, :T].astype(v_BTKH.dtype)
+    q_BNTH, k_BKSH, v_BKSH = (jnp.swapaxes(x, 1, 2) for x in (q_BTNH * H**-0.5, k_BSKH, v_BSKH))
+    heads_BNTH = jax.vmap(kernel)(q_BNTH, k_BKSH, v_BKSH, ids)
+    return jnp.swapaxes(heads_BNTH, 1, 2)[:, :T].astype(v_BSKH.dtype)
 
 
-def splash_block(length: int, window: int | None) -> int:
+def splash_block(length: int, window: int | None, earlier: int = 0) -> int:
     """Return the side of the blocks of scores with which splash is fastest, by `VISIT`.
 
     Small blocks waste less of what a mask cuts off, large ones are visited less often. Cycles a head that the compiler
@@ -204,19 +207,32 @@ def splash_block(length: int, window: int | None) -> int:
     """
 
     def cost(block: int) -> int:
-        return visited_blocks(length, window, block) * (block * block + VISIT)
+        return visited_blocks(length, window, block, earlier) * (block * block + VISIT)
 
     return min(BLOCKS, key=cost)
 
 
-def visited_blocks(length: int, window: int | None, block: int) -> int:
-    """Return how many blocks of scores hold one that the mask leaves visible; splash skips all others."""
-    firsts = (0 if window is None else max(0, row * block - window + 1) // block for row in range(-(-length // block)))
-    return sum(row - first + 1 for row, first in enumerate(firsts))
+def visited_blocks(length: int, window: int | None, block: int, earlier: int = 0) -> int:
+    """Return how many blocks of scores hold one that the mask leaves visible; splash skips all others.
+
+    Of `length` queries behind `earlier` slots; slots that only fill the last block of queries count as queries.
+    """
+    keys = -(-(earlier + length) // block)
+    starts = (earlier + row * block for row in range(-(-length // block)))
+    firsts_and_ends = (
+        (0 if window is None else max(0, start - window + 1) // block, min(keys, (start + block - 1) // block + 1))
+        for start in starts
+    )
+    return sum(end - first for first, end in firsts_and_ends)
 
 
-def splash_kernel(length: int, num_heads: int, window: int | None, block: int, interpret: bool = False) -> Callable:
-    """Return splash for q_NTH, k_KTH, v_KTH and `SegmentIds` of one row, whose length is a multiple of `block`."""
+def splash_kernel(
+    length: int, num_heads: int, window: int | None, block: int, interpret: bool = False, earlier: int = 0
+) -> Callable:
+    """Return splash for q_NTH, k_KSH, v_KSH and `SegmentIds` of one row: `length` queries behind `earlier` slots.
+
+    T and S are both filled up to a multiple of `block`.
+    """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     sizes = splash.BlockSizes(
@@ -228,38 +244,43 @@ def splash_kernel(length: int, num_heads: int, window: int | None, block: int, i
         block_q_dq=block,
         block_kv_dq=block,
     )
-    return splash.make_splash_mha(
-        _mask(length, num_heads, window), block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
-    )
+    filled = lambda size: -(-size // block) * block
+    mask = _mask((filled(length), filled(earlier + length)), num_heads, window, earlier)
+    return splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
 
 
 @functools.lru_cache(maxsize=64)
-def _mask(length: int, num_heads: int, window: int | None):
+def _mask(shape: tuple[int, int], num_heads: int, window: int | None, earlier: int):
     """Return splash's mask: one object for all layers, since its function is a key of the kernels' `jax.jit`."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    shape = (length, length)
-    mask = splash.CausalMask(shape) if window is None else splash.LocalMask(shape, (window - 1, 0), 0)
+    causal = window is None
+    mask = splash.CausalMask(shape, earlier) if causal else splash.LocalMask(shape, (window - 1, 0), earlier)
     return splash.MultiHeadMask([mask] * num_heads)
 
 
-def _cudnn(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, *, window: int | None) -> jax.Array:
+def _cudnn(q_BTNH, k_BSKH, v_BSKH, segment_ids_BS, *, window: int | None) -> jax.Array:
     """Attend by cuDNN's fused kernels. Lowered and inspected, but never run: no GPU was at hand.
 
     cuDNN knows documents only as the packed layout: Hopper or later, a fixed number of documents a row, and statistics
-    of that many times the size. So documents and window are a mask [B,1,T,T], which jax hands on as a bias in the
+    of that many times the size. So documents and window are a mask [B,1,T,S], which jax hands on as a bias in the
     dtype of q: scores still never reach memory, the mask does, once for all heads, and in jax 0.10 its gradient too.
     Causality is cuDNN's own and saves half of the work; a window saves none (jax tests cuDNN's only without a bias).
+    Behind earlier slots causality is in the mask: cuDNN's own lets the first query see the first slot only.
     """
     T = q_BTNH.shape[1]
+    earlier = k_BSKH.shape[1] - T
     # Training with a bias needs an even length; a multiple of 128 is what jax's own tests use.
-    q_BTNH, k_BTKH, v_BTKH, segment_ids_BT = _padded(LANES, q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
-    visible_BTS = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
+    q_BTNH, query_ids_BT = _padded(LANES, q_BTNH, segment_ids_BS[:, earlier:])
+    k_BSKH, v_BSKH, segment_ids_BS = _padded(LANES, k_BSKH, v_BSKH, segment_ids_BS)
+    visible_BTS = query_ids_BT[:, :, None] == segment_ids_BS[:, None, :]
+    behind_TS = earlier + jnp.arange(q_BTNH.shape[1])[:, None] - jnp.arange(k_BSKH.shape[1])[None, :]
     if window is not None:
-        t = jnp.arange(segment_ids_BT.shape[1])
-        visible_BTS &= t[:, None] - t[None, :] < window
+        visible_BTS &= behind_TS < window
+    if earlier:
+        visible_BTS &= behind_TS >= 0
     heads_BTNH = jax.nn.dot_product_attention(
-        q_BTNH, k_BTKH, v_BTKH, mask=visible_BTS[:, None], is_causal=True, implementation="cudnn"
+        q_BTNH, k_BSKH, v_BSKH, mask=visible_BTS[:, None], is_causal=not earlier, implementation="cudnn"
     )
     return heads_BTNH[:, :T]
 

@@ -32,3 +32,12 @@ def test_values_and_gradients_are_those_of_the_definition(window, length):
         found, wanted = (jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2)))(q, k, v) for f in (blocks, plain))
         for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [None, 1, 7])
+def test_queries_behind_earlier_slots_are_the_last_of_a_whole_row(window):
+    draw = np.random.default_rng(0)
+    segments_BT = np.sort(draw.integers(0, 3, (2, 50)), axis=-1)
+    q, k, v = (jnp.asarray(draw.normal(size=(2, 50, heads, 8)), jnp.float32) for heads in (4, 2, 2))
+    whole = causal_attention(q, k, v, segments_BT, window)
+    np.testing.assert_allclose(causal_attention(q[:, 13:], k, v, segments_BT, window, 16), whole[:, 13:], atol=1e-6)

@@ -66,7 +66,7 @@ def xla(segments_BT, window):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Make rows of a few hundred positions have several blocks."""
-    monkeypatch.setattr(kernels, "splash_block", lambda length, window: 128)
+    monkeypatch.setattr(kernels, "splash_block", lambda length, window, earlier: 128)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +90,21 @@ def test_splash_with_the_blocks_that_it_chooses(window):
     qkvw, segments_BT = draws(330, rows=("packed", "one"))
     found = value_and_gradients(splash(segments_BT, window), *qkvw)
     assert_same(found, value_and_gradients(xla(segments_BT, window), *qkvw), 1e-5)
+
+
+@pytest.mark.parametrize(("earlier", "window"), [(140, None), (140, 130), (256, 5)])
+def test_splash_and_cudnn_behind_earlier_slots_equal_the_last_of_a_row(earlier, window, monkeypatch):
+    attention = jax.nn.dot_product_attention
+    monkeypatch.setattr(
+        jax.nn,
+        "dot_product_attention",
+        lambda *args, implementation, **options: attention(*args, **options, implementation="xla"),
+    )
+    (q, k, v, weight), segments_BT = draws(300, rows=("one", "short"))
+    wanted = xla(segments_BT, window)(q, k, v)[:, earlier:]
+    q = q[:, earlier:]
+    np.testing.assert_allclose(splash(segments_BT, window)(q, k, v), wanted, atol=1e-5)
+    np.testing.assert_allclose(kernels._cudnn(q, k, v, segments_BT, window=window), wanted, atol=1e-5)
 
 
 def test_splash_in_bfloat16(small_blocks):
@@ -185,6 +200,14 @@ def test_what_splash_visits_is_what_its_block_is_chosen_by():
         kernel = splash_kernel(length, 2, window, block)
         for info in (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info):
             assert np.count_nonzero(info.block_mask) == visited_blocks(length, window, block)
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "block", "earlier"), [(160, None, 256, 1120), (160, None, 128, 1120), (160, 129, 128, 128)]
+)
+def test_what_splash_visits_behind_earlier_slots(length, window, block, earlier):
+    info = splash_kernel(length, 2, window, block, earlier=earlier).fwd_mask_info
+    assert np.count_nonzero(info.block_mask) == visited_blocks(length, window, block, earlier)
 
 
 def test_windows_save_work():

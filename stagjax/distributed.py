@@ -1,4 +1,4 @@
-"""Start-up of a process that computes: where compiled programs are kept, and what stays off the terminal."""
+"""Start-up of a process that computes: its place among others, where compiled programs are kept, what stays quiet."""
 
 import logging
 import os
@@ -6,15 +6,17 @@ import pathlib
 import warnings
 
 import jax
+from jax.experimental.multihost_utils import sync_global_devices
 
-from stagjax import libtpu
+from stagjax import libtpu, local_processes
 
 
 def start_up() -> None:
     """Prepare JAX for a command; call it before the first computation.
 
-    Compiled programs are kept in `JAX_COMPILATION_CACHE_DIR`, by default in the user's cache directory, so that only
-    the first run of a program on a machine waits for the compiler.
+    Where this process is one of several (of `local_processes.launch`, on the hosts of a TPU pod, or started by SLURM or
+    Open MPI) it joins them first. Compiled programs are kept in `JAX_COMPILATION_CACHE_DIR`, by default in the user's
+    cache directory, so that only the first run of a program on a machine waits for the compiler.
     """
     if not jax.config.jax_compilation_cache_dir:
         base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
@@ -24,7 +26,26 @@ def start_up() -> None:
     warnings.filterwarnings("ignore", message=".*persistent compilation cache.*")
     logging.getLogger("jax._src.compilation_cache").setLevel(logging.ERROR)
     logging.getLogger("jax._src.compiler").setLevel(logging.ERROR)
+    if process := local_processes.current():
+        local_processes.join(process)
+    elif libtpu.has_tpus() or _started_with_others():
+        jax.distributed.initialize()  # JAX finds the others by itself
     if libtpu.is_installed() and not libtpu.has_tpus():
         # JAX tries libtpu first, which says at length that it finds no TPU.
         with libtpu.quiet():
             jax.devices()
+
+
+def barrier(name: str) -> None:
+    """Wait until all processes have come here; nothing is done for a single one."""
+    if jax.process_count() > 1:
+        sync_global_devices(name)
+
+
+def takes_part(mesh: jax.sharding.Mesh) -> bool:
+    """Return whether this process holds devices of a mesh: only then may it run programs on it."""
+    return any(device.process_index == jax.process_index() for device in mesh.devices.flat)
+
+
+def _started_with_others() -> bool:
+    return any(int(os.environ.get(name, 1)) > 1 for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))

@@ -12,12 +12,13 @@ from typing import Any
 import jax
 
 from stagjax.bench import hlo, waiting
+from stagjax.bench.cases import deep, default_mesh
 from stagjax.bench.collectives import collectives, tally
 from stagjax.bench.ledger import HOPS, PUBLISHED, Calibration, Ledger, Network, ledgers
 from stagjax.bench.programs import Traceable, decode_program, prefill_program, train_program
 from stagjax.bench.topology import stand_in
-from stagjax.config import Config, ModelConfig
-from stagjax.decoding.placement import PADDED, PARALLEL, RECURRENT, make_placement
+from stagjax.config import Config
+from stagjax.decoding.placement import PADDED, PARALLEL, make_placement
 from stagjax.errors import UserError, unknown
 from stagjax.mesh import DecodeMesh, decoding_mesh, training_mesh
 
@@ -228,27 +229,11 @@ def plan(
     )
 
 
-def default_mesh(model: ModelConfig, mode: str, chips: int) -> DecodeMesh:
-    """Return a slice for every running stack, each of the largest power of two of chips."""
-    stack = 1 if mode == RECURRENT else model.num_stacks
-    return DecodeMesh(stack=stack, tensor=1 << max((chips // stack).bit_length() - 1, 0))
-
-
 def matched_baseline(request: Request, tensor: int) -> Request:
     """Return the plain decoder of as many layers as all stacks together, in the same form, on `tensor` chips."""
-    model = request.config.model
-    deep = dataclasses.replace(
-        model,
-        num_stacks=1,
-        layers_per_stack=model.num_stacks * model.layers_per_stack,
-        shared_weights=False,
-        cross_window=None,
-        cross_attention="sequential",
-        lag=1,
-        combine="last",
-    )
-    config = dataclasses.replace(request.config, model=deep)
-    name = f"baseline_{deep.layers_per_stack}"
+    model = deep(request.config.model)
+    config = dataclasses.replace(request.config, model=model)
+    name = f"baseline_{model.layers_per_stack}"
     return dataclasses.replace(request, name=name, config=config, mesh=DecodeMesh(tensor=tensor), mode=PARALLEL)
 
 

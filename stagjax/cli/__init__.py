@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from stagjax import __version__
+from stagjax import __version__, local_processes
 from stagjax.errors import Preempted, RunFailed, UserError
 
 COMMANDS = {
@@ -15,6 +15,7 @@ COMMANDS = {
     "generate": "continue prompts with a trained model",
     "data": "prepare data and vocabularies",
     "plan": "what a program costs on a TPU topology, compiled here, without a TPU",
+    "bench": "how long decode and training steps take on the devices that are here, by part",
     "demo": "train four small models and compare them in one table",
 }
 
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     command = next((word for word in argv if not word.startswith("-")), None)
     args, rest = build_parser(command).parse_known_args(argv)
+    args.argv = argv
     try:
         args.overrides = _overrides(rest)
         return args.run(args) or 0
@@ -105,4 +107,5 @@ def _overrides(rest: Sequence[str]) -> list[str]:
 
 def _fail(status: int, error: BaseException | str) -> int:
     print(f"stagjax: {error}", file=sys.stderr)
+    local_processes.leave(status)
     return status

@@ -80,9 +80,13 @@ def choose_chunks(placement: Placement, batch: int, length: int) -> int:
     """
     if placement.slices == 1:
         return 1
-    rows = 1 if placement.mesh.devices.flat[0].platform == "cpu" else CHUNK_ROWS
-    shortest = max(CHUNK_SLOTS, -(-rows // batch))
+    shortest = max(CHUNK_SLOTS, -(-rows_worth_a_round(placement) // batch))
     return max(C for C in divisors(length) if C == 1 or (C <= MAX_CHUNKS and length // C >= shortest))
+
+
+def rows_worth_a_round(placement: Placement) -> int:
+    """Return how many rows of a chunk a platform needs to compute for as long as it reads a stack's weights."""
+    return 1 if placement.mesh.devices.flat[0].platform == "cpu" else CHUNK_ROWS
 
 
 def _check_chunks(placement: Placement, length: int, chunks: int) -> None:

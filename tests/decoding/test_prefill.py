@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 from stagjax.bench import hlo
 from stagjax.bench.collectives import collectives
 from stagjax.bench.programs import chip_bytes, prefill_program
+from stagjax.decoding import prefill as prefilling
 from stagjax.decoding.cache import STATE_SPECS
 from stagjax.decoding.loop import ROWS, spmd, teacher_forced_logits
 from stagjax.decoding.placement import load, make_placement, specs
@@ -159,11 +160,12 @@ def test_what_a_prefill_reads():
     assert pipelined.read - plain.read == 3 * chip_bytes(plain.arguments[0].stacks)
 
 
-def test_how_many_chunks():
+def test_how_many_chunks(monkeypatch):
     placement = make_placement(tiny(), DecodeMesh(stack=2, tensor=2))
     chosen = functools.partial(choose_chunks, placement)
     assert [chosen(8, length) for length in (1280, 256, 250, 64, 62, 17)] == [8, 8, 5, 2, 1, 1]
-    # Rounds of few rows wait for the weights: chunks of one row are longer.
+    # On accelerators rounds of few rows wait for the weights: chunks of one row are longer.
+    monkeypatch.setattr(prefilling, "rows_worth_a_round", lambda placement: 256)
     assert [chosen(batch, 1280) for batch in (1, 2, 3, 4)] == [5, 8, 8, 8]
     assert chosen(1, 509) == 1 and choose_chunks(make_placement(tiny()), 8, 1280) == 1
 

@@ -295,7 +295,8 @@ def _handoff(program: hlo.Program, network: Network) -> dict[str, Any] | None:
         "count": sum(c.count for c in permutes),
         "bytes": permutes[0].bytes,
         "hops": network.hops(permutes[0]),
-        "awaited_in_the_step": any(waiting.waiting(program, c.instruction) for c in permutes),
+        # One that runs more than once is in the loop of a prefill, whose next round waits for it.
+        "awaited_in_the_step": any(c.count > 1 or waiting.waiting(program, c.instruction) for c in permutes),
         "needs_the_step": any(waiting.sources(program, c.instruction) for c in permutes),
         "overlapped_ms": 1e3 * min(u.cycles for u in under_way) / clock if clock else None,
         "overlapped_collectives": min(len(u.collectives) for u in under_way),

@@ -215,12 +215,12 @@ class _Held(NamedTuple):
 class _Chunk:
     """The slots on which a slice runs its stack in one round.
 
-    A slice without a chunk, before its first or after its last, runs on the nearest one and keeps nothing of it.
+    Before its first chunk a slice runs on the first, and what it writes then it writes again. After its last chunk it
+    runs on the last, as does the slice before it by then: from the same inputs it writes what is there already.
     """
 
     def __init__(self, length: int, chunks: int, number: jax.Array):
         self.length = length
-        self.exists = (number >= 0) & (number < chunks)
         self.first = jnp.clip(number, 0, chunks - 1) * length
 
     def of(self, x: jax.Array, earlier: int = 0, fill: int = 0) -> jax.Array:
@@ -231,8 +231,6 @@ class _Chunk:
 
     def put(self, held: jax.Array, new: jax.Array) -> jax.Array:
         """Return [B,T,...] with the chunk's part replaced."""
-        # What is there is written again where nothing is to be kept: a selection between whole arrays would copy them.
-        new = jnp.where(self.exists, new, self.of(held))
         return jax.lax.dynamic_update_slice_in_dim(held, new, self.first, axis=1)
 
 

@@ -113,7 +113,9 @@ def test_prefill_hands_over_between_rounds(devices):
         V5E,
         devices,
     )
-    assert found.fits and found.handoff["count"] == 1 and found.handoff["awaited_in_the_step"]
+    # Two chunks of 256 rows each: three rounds.
+    assert found.fits and found.handoff["count"] == 3 and found.handoff["awaited_in_the_step"]
+    assert found.handoff["bytes"] == 2 * 128 * 1536 * 2
 
 
 @pytest.mark.parametrize(

@@ -247,10 +247,8 @@ def _over_slices(prompts: _Prompts, chunks: int) -> tuple[list, tuple, tuple, ja
         return _round(prompts, _Chunk(length, chunks, r - jax.lax.axis_index("stack")), held)
 
     held = jax.lax.fori_loop(0, chunks + placement.slices - 1, round_, _nothing_held(prompts, length))
-    caches = tuple(
-        (prompts.cache("self", *own), None if cross is None else prompts.cache("cross", *cross))
-        for own, cross in held.caches
-    )
+    cache = lambda kind, kept: None if kept is None else prompts.cache(kind, *kept)
+    caches = tuple((cache("self", own), cache("cross", cross)) for own, cross in held.caches)
     memory, outbox = prompts.tail(held.received_BTD), None
     if config.lag > 1:
         memory, outbox = memory[:-1], prompts.tail(held.out_BTD)[-1]
@@ -262,7 +260,8 @@ def _nothing_held(prompts: _Prompts, length: int) -> _Held:
     config, stack, nothing_BTD = prompts.config, prompts.params.stacks[0], jnp.zeros_like(prompts.x_BTD)
     shape = (prompts.B, prompts.T, prompts.placement.layout.kv.shape[1], config.head_dim)
     nothing = (jnp.zeros(shape, nothing_BTD.dtype),) * 2
-    caches = ((nothing, nothing if "memory_in" in stack else None),) * config.layers_per_stack
+    own = nothing if prompts.placement.computes("self_attention") else None
+    caches = ((own, nothing if "memory_in" in stack else None),) * config.layers_per_stack
     return _Held(nothing_BTD[:, :length], nothing_BTD, nothing_BTD, caches)
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import pathlib
+import re
 import warnings
 
 import jax
@@ -18,6 +19,7 @@ def start_up() -> None:
     Open MPI) it joins them first. Compiled programs are kept in `JAX_COMPILATION_CACHE_DIR`, by default in the user's
     cache directory, so that only the first run of a program on a machine waits for the compiler.
     """
+    _give_forced_devices_threads()
     if not jax.config.jax_compilation_cache_dir:
         base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(base / "stagjax" / "compiled"))
@@ -45,6 +47,17 @@ def barrier(name: str) -> None:
 def takes_part(mesh: jax.sharding.Mesh) -> bool:
     """Return whether this process holds devices of a mesh: only then may it run programs on it."""
     return any(device.process_index == jax.process_index() for device in mesh.devices.flat)
+
+
+def _give_forced_devices_threads() -> None:
+    """Let XLA:CPU have threads for the collectives of all forced devices, before it makes its pool.
+
+    A device that waits in a collective holds a thread. The pool has one for each device, so that devices with two
+    collectives under way at once, as in a pipeline, take all of them and wait for each other forever.
+    """
+    forced = re.search(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    if forced and int(forced[1]) > 1:
+        os.environ.setdefault("NPROC", str(4 * int(forced[1])))
 
 
 def _started_with_others() -> bool:

@@ -7,13 +7,16 @@ import os
 FLAGS = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# This process has eight devices, for whatever is placed on a mesh; the processes that tests start have one.
+# This process has eight devices, for whatever is placed on a mesh, and threads enough for their collectives (see
+# `stagjax.distributed`); the processes that tests start have one.
 os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_force_host_platform_device_count=8"
+os.environ["NPROC"] = "32"
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.devices()
 os.environ["XLA_FLAGS"] = FLAGS
+del os.environ["NPROC"]
 
 
 @pytest.fixture(autouse=True, scope="module")

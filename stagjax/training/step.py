@@ -34,7 +34,6 @@ def training_program(config: Config, mesh: Mesh) -> tuple[jax.stages.Wrapped, tu
         in_shardings=shardings,
         out_shardings=(shardings[0], NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
-        compiler_options=compiler_options(mesh),
     )
     return step, arguments
 
@@ -51,20 +50,8 @@ def validation_program(config: Config, mesh: Mesh) -> tuple[jax.stages.Wrapped, 
         _on(mesh, make_validation_step(config)),
         in_shardings=_shardings(arguments),
         out_shardings=NamedSharding(mesh, PartitionSpec()),
-        compiler_options=compiler_options(mesh),
     )
     return step, arguments
-
-
-def compiler_options(mesh: Mesh) -> dict[str, bool]:
-    """Return what the compiler must be told for `mesh`.
-
-    Scheduled for concurrency, XLA:CPU starts independent collectives in another order on each device of a process;
-    where they go along different axes, as a pipeline's do, devices then wait for each other forever (seen within 200
-    steps).
-    """
-    pipelined_on_cpu = mesh.shape["stack"] > 1 and mesh.devices.flat[0].platform == "cpu"
-    return {"xla_cpu_enable_concurrency_optimized_scheduler": False} if pipelined_on_cpu else {}
 
 
 def make_train_step(

@@ -14,7 +14,6 @@ from stagjax.model import pipelining, stagformer
 from stagjax.model.kernels import row_attention
 from stagjax.model.pipelining import bubble, num_microbatches
 from stagjax.sharding import parameter_shardings
-from stagjax.training.step import compiler_options
 from tests.variants import VARIANTS, params_of, tiny, tokens_of
 
 ROWS, LENGTH = 16, 12
@@ -60,7 +59,7 @@ def loss_and_gradient(forward, config, params, mesh=None):
         return jax.jit(jax.value_and_grad(loss))(params)
     with jax.set_mesh(mesh):
         params = jax.device_put(params, parameter_shardings(mesh, params))
-        return jax.jit(jax.value_and_grad(loss), compiler_options=compiler_options(mesh))(params)
+        return jax.jit(jax.value_and_grad(loss))(params)
 
 
 def mesh_of(sizes):

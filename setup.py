@@ -27,6 +27,7 @@ setuptools.setup(
         "optax>=0.2.8",  # optax.tree.norm; the oldest release tried
         "orbax-checkpoint>=0.11",  # preservation policies
         "rich",
+        "scipy",
         "sentencepiece>=0.2",
         "tensorboardX",
         "zstandard",

@@ -6,6 +6,7 @@ runs on slices runs on slices that share nothing.
 
 import contextlib
 import ctypes
+import math
 import os
 import pathlib
 import signal
@@ -20,7 +21,9 @@ from typing import Any, NamedTuple
 from stagjax.errors import UserError
 
 _VARIABLE = "STAGJAX_LOCAL_PROCESS"
-_GRACE = 15.0
+_GRACE = 5.0
+_LIBC = ctypes.CDLL(None)
+_SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 class LocalProcess(NamedTuple):
@@ -64,7 +67,8 @@ def launch(count: int, arguments: Sequence[str]) -> int:
             error = stack.enter_context(tempfile.TemporaryFile()) if index else None
             quiet = {"stdout": subprocess.DEVNULL, "stderr": error} if index else {}
             command = [sys.executable, "-m", "stagjax", *arguments]
-            processes.append(stack.enter_context(subprocess.Popen(command, env=environment, **quiet)))
+            process = subprocess.Popen(command, env=environment, preexec_fn=_die_with_parent, **quiet)
+            processes.append(stack.enter_context(process))
             errors.append(error)
         try:
             return _wait(processes, errors)
@@ -81,7 +85,6 @@ def join(process: LocalProcess) -> None:
         cores = sorted(os.sched_getaffinity(0))
         own = len(cores) // process.count
         os.sched_setaffinity(0, cores[process.index * own : (process.index + 1) * own])
-    _die_with_parent()
     sys.excepthook = _fail
     import jax
 
@@ -131,8 +134,8 @@ def _fail(*error: Any) -> None:
 
 def _die_with_parent() -> None:
     """Ask Linux to end this process when the one that launched it ends, however that happens."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    with contextlib.suppress(AttributeError):
+        _LIBC.prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def _free_port() -> int:
@@ -142,35 +145,33 @@ def _free_port() -> int:
 
 
 def _wait(processes: Sequence[subprocess.Popen], errors: Sequence[Any]) -> int:
-    """Wait until all have ended, or until one has failed and the others had time to notice; return the status."""
-    deadline = None
-    while any(process.poll() is None for process in processes):
-        failed = [process for process in processes if process.poll()]
-        if failed and deadline is None:
-            deadline = time.monotonic() + _GRACE
-        if deadline is not None and time.monotonic() > deadline:
-            break
+    """Wait until all have ended, or until one has failed and the others had time to say why; return the status."""
+    failed, deadline, interrupted = None, math.inf, False
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
         try:
+            failed = failed or next((process for process in processes if process.poll()), None)
+            if failed is not None or interrupted:
+                deadline = min(deadline, time.monotonic() + _GRACE)
             time.sleep(0.05)
-        except KeyboardInterrupt:
-            deadline = time.monotonic() + _GRACE  # the terminal has told the others too
-    _stop(processes)
-    status = next((process.returncode for process in processes if process.returncode), 0)
-    if status and processes[0].returncode in (0, -signal.SIGTERM):
-        index = next(i for i, process in enumerate(processes) if i and process.returncode)
-        errors[index].seek(0)
-        os.write(2, errors[index].read())
-    return status if status >= 0 else 128 - status
+        except KeyboardInterrupt:  # a terminal has told the others too
+            interrupted = True
+    failed = failed or next((process for process in processes if process.poll()), None)
+    if interrupted:
+        return 130
+    if failed is None:
+        return 0
+    if not processes[0].poll():
+        error = errors[processes.index(failed)]
+        error.seek(0)
+        os.write(2, error.read())
+    return failed.returncode if failed.returncode > 0 else 128 - failed.returncode
 
 
 def _stop(processes: Sequence[subprocess.Popen]) -> None:
-    for end in (subprocess.Popen.terminate, subprocess.Popen.kill):
-        for process in processes:
-            if process.poll() is None:
-                end(process)
-        deadline = time.monotonic() + 5
-        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
-            time.sleep(0.02)
+    """End what is still running. Not by SIGTERM, which JAX takes for a notice of preemption."""
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
 
 
 @contextlib.contextmanager

@@ -135,6 +135,7 @@ class Line:
       primitive: what JAX asked for.
       count: how often they run in a step.
       bytes: that each chip gives to one.
+      chips: in the largest group.
       hops: diameter of their groups, or the way of a permute.
       latency_us: of one, by itself.
       hidden_us: of that, at most what the schedule runs between its start and its end.
@@ -145,6 +146,7 @@ class Line:
     primitive: str
     count: int
     bytes: int
+    chips: int
     hops: int
     latency_us: float
     hidden_us: float
@@ -236,7 +238,8 @@ def waits(program: Program, network: Network, calibration: Calibration) -> tuple
             hidden += 1e6 * under_way.cycles / network.chip.clock if network.chip.clock else 0.0
         kind, axis, primitive = collective.kind, collective.axis, collective.primitive
         hops = network.hops(collective)
-        line = Line(kind, axis, primitive, 0, collective.bytes, hops, latency, min(latency, hidden))
+        chips = max(len(set(group)) for group in collective.groups)
+        line = Line(kind, axis, primitive, 0, collective.bytes, chips, hops, latency, min(latency, hidden))
         counts[line] += collective.count
     return tuple(dataclasses.replace(line, count=count) for line, count in counts.items())
 

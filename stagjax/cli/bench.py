@@ -104,6 +104,7 @@ def _decode(args: argparse.Namespace) -> int:
 
     import jax
 
+    from stagjax.bench.fitting import fit
     from stagjax.bench.latency import SWEPT, LatencyBenchmark, Settings
     from stagjax.bench.machine import describe
     from stagjax.distributed import start_up
@@ -138,6 +139,12 @@ def _decode(args: argparse.Namespace) -> int:
             report.keep(benchmark.result)
         if not args.no_prefill:
             benchmark.prefill(*points[0])
+    fitted = fit(benchmark.result["rows"])
+    if fitted is not None:
+        report.head["notes"].append(
+            f"the ledger's constants that fit these {fitted.steps} steps best, over {fitted.compute} computing, leave "
+            f"{fitted.error_ms:.3f} ms unexplained: stagjax plan {fitted.option}"
+        )
     report.finish(benchmark.result)
     return 0
 

@@ -18,7 +18,7 @@ HELD = {
     "cross_attention": ("cross_query", "cross_out", "memory_in", "memory_out"),
 }
 
-SOME = ("baseline", "separate", "shared", "window_1", "parallel", "lag_0", "lag_2", "everything")
+SOME = ("separate", "shared", "parallel", "lag_0", "everything")
 
 
 def without(placement, *parts):

@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _decode(args: argparse.Namespace) -> int:
-    from stagjax.bench.cases import Subject, default_mesh
+    from stagjax.bench.cases import Subject, cases, default_mesh
     from stagjax.errors import unknown
     from stagjax.experiment import load_config
     from stagjax.mesh import DecodeMesh
@@ -126,10 +126,11 @@ def _decode(args: argparse.Namespace) -> int:
         "settings": {"repeats": args.repeats, "warmup": args.warmup, "tokens_per_call": args.tokens},
         "notes": _notes(config.model, sizes),
     }
+    points = [(batch, context) for context in contexts for batch in batches]
+    cases(subject, *points[0], against)  # whatever does not fit together is said before anything is compiled
     report = _Report(args.output, head)
     with _progress(report.first) as on_step:
         benchmark = LatencyBenchmark(subject, settings, on_step)
-        points = [(batch, context) for context in contexts for batch in batches]
         for number, (batch, context) in enumerate(points):
             roles = against if number == 0 else [role for role in against if role in SWEPT]
             benchmark.decode(batch, context, roles)

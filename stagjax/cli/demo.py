@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> None:
 
     import rich.console
 
+    from stagjax.bench.machine import describe
     from stagjax.distributed import start_up
     from stagjax.files import write_json, write_result
     from stagjax.reporting.metrics import read_metrics
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     }
     plot_schedule(shown, args.workdir / "schedule.png")
     write_result(args.workdir / "samples.txt", "\n\n".join(samples) + "\n")
-    write_json(args.workdir / "results.json", {"steps": args.steps, "rows": rows, **_machine()})
+    write_json(args.workdir / "results.json", {"steps": args.steps, "rows": rows, "machine": describe()})
     console.print(demo_table(rows, args.steps))
     console.print(
         f"all of it in {time.perf_counter() - begun:.0f} s; pictures, samples and results.json are in {args.workdir}",
@@ -160,18 +161,3 @@ def _recurrent_bits_per_byte(lm: Any) -> float:
 
 def _values(lines: list[dict[str, Any]], metric: str) -> list[float]:
     return [line[metric] for line in lines if line.get(metric) is not None]
-
-
-def _machine() -> dict[str, Any]:
-    import os
-    import platform
-
-    import jax
-
-    return {
-        "device": jax.devices()[0].device_kind,
-        "cores": len(os.sched_getaffinity(0)),
-        "processor": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-    }

@@ -22,8 +22,8 @@ from stagjax.model.layers import Rotary
 
 MAX_CHUNKS = 8
 
-# A round reads all weights of a stack: with fewer rows an accelerator waits for them (v5e: 197 TFLOP/s over 819 GB/s are
-# 240 rows of a bfloat16 product). A core of a CPU computes so slowly that a few rows are enough.
+# A round reads all weights of a stack: with fewer rows an accelerator waits for them (v5e: 197 TFLOP/s over 819 GB/s
+# are 240 rows of a bfloat16 product). A core of a CPU computes so slowly that a few rows are enough.
 CHUNK_ROWS = 256
 
 # Shorter chunks of many rows would spend a round on what does not shrink with them: operations and sums of small size.

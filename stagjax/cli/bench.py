@@ -124,6 +124,7 @@ def _decode(args: argparse.Namespace) -> int:
         "machine": describe(),
         "settings": {"repeats": args.repeats, "warmup": args.warmup, "tokens_per_call": args.tokens},
         "notes": _notes(config.model, sizes),
+        "roles": COMPARATORS,
     }
     report = _Report(args.output, head)
     with _progress(report.first) as on_step:
@@ -169,8 +170,8 @@ class _Report:
         if not self.first:
             return
         console = rich.console.Console()
-        for table in bench_tables(whole):
-            console.print(table)
+        for table in bench_tables(whole, console.width):
+            console.print(table, "")
         for note in whole["notes"]:
             console.print(f"note: {note}", highlight=False)
         if self.output:

@@ -125,6 +125,7 @@ def _decode(args: argparse.Namespace) -> int:
         "machine": describe(),
         "settings": {"repeats": args.repeats, "warmup": args.warmup, "tokens_per_call": args.tokens},
         "notes": _notes(config.model, sizes),
+        "roles": COMPARATORS,
     }
     points = [(batch, context) for context in contexts for batch in batches]
     cases(subject, *points[0], against)  # whatever does not fit together is said before anything is compiled
@@ -177,8 +178,8 @@ class _Report:
         if not self.first:
             return
         console = rich.console.Console()
-        for table in bench_tables(whole):
-            console.print(table)
+        for table in bench_tables(whole, console.width):
+            console.print(table, "")
         for note in whole["notes"]:
             console.print(f"note: {note}", highlight=False)
         if self.output:

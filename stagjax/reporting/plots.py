@@ -44,10 +44,8 @@ def schedule(config: ModelConfig, tokens: int) -> list[Work]:
 
 def plot_schedule(models: Mapping[str, ModelConfig], path: pathlib.Path, tokens: int = 4) -> None:
     """Draw the schedules of some models above one time axis, with the handoffs between their stacks."""
-    with _figure(path, width=9.5, height=1.0 + sum(0.55 * model.num_stacks + 0.75 for model in models.values())) as (
-        figure,
-        plt,
-    ):
+    height = 1.0 + sum(0.55 * model.num_stacks + 0.75 for model in models.values())
+    with open_figure(path, width=9.5, height=height) as (figure, plt):
         heights = [model.num_stacks + 0.6 for model in models.values()]
         all_axes = figure.subplots(len(models), 1, sharex=True, gridspec_kw={"height_ratios": heights}, squeeze=False)
         for (name, model), axes in zip(models.items(), all_axes[:, 0], strict=True):
@@ -97,7 +95,7 @@ def plot_losses(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: pathlib.P
       runs: name to the run's metric lines, as `metrics.read_metrics` returns them.
       path: PNG to write.
     """
-    with _figure(path, width=7.5, height=4.6) as (figure, _):
+    with open_figure(path, width=7.5, height=4.6) as (figure, _):
         axes = figure.subplots()
         for (name, lines), colour in zip(runs.items(), COLOURS * len(runs), strict=False):
             for metric, style in (
@@ -143,7 +141,7 @@ def plot_timelines(plans: Sequence[Mapping[str, Any]], path: pathlib.Path) -> No
     """Draw decode steps (`Plan.to_dict`) above one time axis: a lane a slice, parts in colour, collectives in grey."""
     lanes = [plan["mesh"]["stack"] for plan in plans]
     heights = [count + 0.7 for count in lanes]
-    with _figure(path, width=11, height=1.6 + sum(0.5 * height + 0.25 for height in heights)) as (figure, plt):
+    with open_figure(path, width=11, height=1.6 + sum(0.5 * height + 0.25 for height in heights)) as (figure, plt):
         all_axes = figure.subplots(len(plans), 1, sharex=True, gridspec_kw={"height_ratios": heights}, squeeze=False)
         for plan, axes in zip(plans, all_axes[:, 0], strict=True):
             _draw_timeline(axes, plan)
@@ -187,7 +185,7 @@ def _draw_timeline(axes: Any, plan: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _figure(path: pathlib.Path, width: float, height: float) -> Iterator[tuple[Any, Any]]:
+def open_figure(path: pathlib.Path, width: float, height: float) -> Iterator[tuple[Any, Any]]:
     """Yield a figure that is written to `path`, whole or not at all, when the block ends."""
     require_matplotlib()
     import matplotlib

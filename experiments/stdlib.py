@@ -20,7 +20,7 @@ MEDIUM = {
     "model.num_heads": 8,
     "model.num_kv_heads": 8,
     "model.head_dim": 64,
-    "model.ff_dim": 2048,
+    "model.ff_dim": 4096,
     "model.layers_per_stack": 6,
 }
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from stagjax.cli import bench_decode
+from stagjax.cli import bench_decode, bench_train
 
 EPILOG = """\
 examples:
@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     commands = parser.add_subparsers(dest="bench_command", metavar="COMMAND", required=True)
     bench_decode.add_command(commands)
+    bench_train.add_command(commands)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from stagjax.reporting.bench_tables import (
     memory_grid,
     prefill_grid,
     split_grid,
-    train_grid,
+    train_grids,
 )
 from stagjax.reporting.html import bullets, definitions, element, folded, page, picture, table
 
@@ -131,7 +131,8 @@ def _train(result: dict[str, Any], shown: dict[str, str]) -> Iterator[str]:
     """Yield the sections of training steps."""
     yield element("h2", "Training steps, measured")
     yield shown["throughput"]
-    yield table(train_grid(result))
+    for grid in train_grids(result):
+        yield table(grid)
     yield from _how(result, (*TERMS[:2], *MORE_TERMS))
     yield from _machine(result)
 

@@ -38,7 +38,7 @@ def bench_tables(result: dict[str, Any], width: int = 80) -> list[rich.table.Tab
 def bench_grids(result: dict[str, Any]) -> list[Grid]:
     """Return all tables of a result, in the order in which they are read."""
     if result["benchmark"] == "train":
-        return [train_grid(result)]
+        return train_grids(result)
     grids = [*latency_grids(result), *estimate_grids(result)]
     grids += [split_grid(result)] if result["splits"] else []
     grids += [prefill_grid(result)] if result["prefill"] else []
@@ -182,27 +182,45 @@ def legend_grid(result: dict[str, Any]) -> Grid:
     return Grid("what is what (on: slices x devices of each)", columns)
 
 
-def train_grid(result: dict[str, Any]) -> Grid:
-    """Return the measured training steps."""
+def train_grids(result: dict[str, Any]) -> list[Grid]:
+    """Return the measured training steps, and what they take by shape and compiler."""
     rows = result["rows"]
     measured = _getter(rows, "measured")
-    held = lambda kind: [MISSING if r["memory"][kind] is None else decimal(r["memory"][kind]) for r in rows]
-    columns = [
+    named = [
         Column("model", [row["name"] for row in rows], left=True),
         Column("on", [train_mesh_text(row) for row in rows], left=True),
-        Column("measured\ntokens/s", [f"{row['tokens_per_second']:.0f}" for row in rows], MEASURED),
-        Column("over the\nfirst", [f"{row['ratio']:.2f}" for row in rows], MEASURED),
+    ]
+    held = lambda kind: [MISSING if r["memory"][kind] is None else decimal(r["memory"][kind]) for r in rows]
+    speed = [
         Column("\nms a step", measured(lambda m: f"{m['median_ms']:.1f}"), MEASURED),
         Column("\nspread", measured(spread), MEASURED),
-        Column("peak a\ndevice", held("peak_bytes_per_device"), MEASURED),
+        Column("measured\ntokens/s", [f"{row['tokens_per_second']:.0f}" for row in rows], MEASURED),
+        Column("over the\nfirst", [f"{row['ratio']:.2f}" for row in rows], MEASURED),
         Column("\nMFU", [MISSING if row["mfu"] is None else percent(row["mfu"]) for row in rows], MEASURED),
-        Column("computed\na device", held("compiled_bytes_per_device"), COMPUTED, least=WIDE),
-        Column("\nparameters", [scaled(row["parameters"]) for row in rows], COMPUTED, least=WIDE),
-        Column("\nFLOPs/token", [scaled(row["flops_per_token"]) for row in rows], COMPUTED, least=WIDE),
+        Column("peak a\ndevice", held("peak_bytes_per_device"), MEASURED),
+    ]
+    needs = [
+        Column("\nparameters", [scaled(row["parameters"]) for row in rows], COMPUTED),
+        Column("\nFLOPs/token", [scaled(row["flops_per_token"]) for row in rows], COMPUTED),
+        Column("over the\nfirst", [f"{row['flops_ratio']:.2f}" for row in rows], COMPUTED),
+        Column("memory a\ndevice", held("compiled_bytes_per_device"), COMPUTED),
         Column("\nbubble", [MISSING if row["bubble"] is None else percent(row["bubble"]) for row in rows], COMPUTED),
     ]
-    caption = "Over the first: tokens/s, above 1 is faster. Computed: memory by the compiler, a pipeline's bubble."
-    return Grid("training steps", columns, caption)
+    peaks = rows[0]["peaks"]
+    batches = {f"{row['global_batch']} rows of {row['row_length']} tokens" for row in rows}
+    return [
+        Grid(
+            f"training steps, {batches.pop() if len(batches) == 1 else 'batches of different sizes'}",
+            named + speed,
+            "Over the first: tokens/s, above 1 is faster. Spread: the middle half of the steps. MFU: of a "
+            f"{peaks['source']} peak of {peaks['flops'] / 1e12:.3g} TFLOP/s a device.",
+        ),
+        Grid(
+            "what a step takes, calculated",
+            named + needs,
+            "Memory: of the compiled step. Bubble: share of a pipelined step in which a slice is idle.",
+        ),
+    ]
 
 
 def train_mesh_text(row: Row) -> str:

@@ -30,8 +30,8 @@ def start_up() -> None:
     logging.getLogger("jax._src.compiler").setLevel(logging.ERROR)
     if process := local_processes.current():
         local_processes.join(process)
-    elif libtpu.has_tpus() or _started_with_others():
-        jax.distributed.initialize()  # JAX finds the others by itself
+    else:
+        _join_cluster()
     if libtpu.is_installed() and not libtpu.has_tpus():
         # JAX tries libtpu first, which says at length that it finds no TPU.
         with libtpu.quiet():
@@ -60,5 +60,14 @@ def _give_forced_devices_threads() -> None:
         os.environ.setdefault("NPROC", str(4 * int(forced[1])))
 
 
-def _started_with_others() -> bool:
-    return any(int(os.environ.get(name, 1)) > 1 for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+def _join_cluster() -> None:
+    """Join the other hosts of a TPU slice, or the other tasks of a SLURM or Open MPI job; JAX finds them by itself."""
+    started_with_others = any(int(os.environ.get(name, 1)) > 1 for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    if not started_with_others and not libtpu.has_tpus():
+        return
+    try:
+        jax.distributed.initialize()
+    except ValueError:
+        # JAX knows of no cluster: TPUs of this machine alone.
+        if started_with_others:
+            raise

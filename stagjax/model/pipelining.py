@@ -61,7 +61,7 @@ def forward(
 
     Args:
       config: the model's shape.
-      params: as `init_params` returns them, the embeddings gathered or not.
+      params: as `init_params` returns them, the embeddings gathered (`gathering.gather_embeddings`).
       tokens_BT: model inputs; rows divided as logical axis "rows" of `stagjax.sharding`, and so is y.
       positions_BT: of each token within its document.
       segment_ids_BT: document of each token within its row.

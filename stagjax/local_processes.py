@@ -6,6 +6,7 @@ runs on slices runs on slices that share nothing.
 
 import contextlib
 import ctypes
+import functools
 import math
 import os
 import pathlib
@@ -22,7 +23,6 @@ from stagjax.errors import UserError
 
 _VARIABLE = "STAGJAX_LOCAL_PROCESS"
 _GRACE = 5.0
-_LIBC = ctypes.CDLL(None)
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -60,6 +60,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     """
     check(count)
     coordinator = f"127.0.0.1:{_free_port()}"
+    die_with_parent = functools.partial(_die_with_parent, ctypes.CDLL(None))
     with contextlib.ExitStack() as stack:
         processes, errors = [], []
         for index in range(count):
@@ -67,7 +68,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
             error = stack.enter_context(tempfile.TemporaryFile()) if index else None
             quiet = {"stdout": subprocess.DEVNULL, "stderr": error} if index else {}
             command = [sys.executable, "-m", "stagjax", *arguments]
-            process = subprocess.Popen(command, env=environment, preexec_fn=_die_with_parent, **quiet)
+            process = subprocess.Popen(command, env=environment, preexec_fn=die_with_parent, **quiet)
             processes.append(stack.enter_context(process))
             errors.append(error)
         try:
@@ -106,7 +107,7 @@ def _lower_network_threads() -> None:
 
     Gloo's thread polls without a pause from the arrival of a message until somebody asks for it. On a core that it
     shares with the computation whose end it awaits it takes half of it, so that whoever is late gets later: a decode
-    step of two slices of a core each took 18 ms instead of 8.
+    step of two slices of a core each took 18 ms instead of 8 to 10.
     """
     from jax.experimental.multihost_utils import sync_global_devices
 
@@ -118,7 +119,7 @@ def _lower_network_threads() -> None:
 
 
 def _unnamed_threads() -> list[int]:
-    """Return the threads that have the process's own name, as gloo's has; those that compute have other names."""
+    """Return the threads that have the process's own name, as gloo's has; the pool that runs programs has another."""
     named = lambda thread: pathlib.Path(f"/proc/self/task/{thread}/comm").read_text()
     try:
         threads = [int(name) for name in os.listdir("/proc/self/task")]
@@ -132,10 +133,10 @@ def _fail(*error: Any) -> None:
     leave(1)
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(libc: ctypes.CDLL) -> None:
     """Ask Linux to end this process when the one that launched it ends, however that happens."""
     with contextlib.suppress(AttributeError):
-        _LIBC.prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
+        libc.prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def _free_port() -> int:

@@ -1,1 +1,1 @@
-"""What a compiled program costs: its collectives, its cycles, its latency."""
+"""What a program costs: planned from what the compiler says, or measured on the devices that are there."""

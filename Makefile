@@ -9,7 +9,7 @@ demo: $(VENV)/demo.installed
 	$(BIN)/stagjax demo --workdir=demo
 
 test: $(VENV)/test.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
 
 lint: $(VENV)/test.installed
 	$(BIN)/ruff check .

@@ -39,7 +39,7 @@ setuptools.setup(
         "tpu": ["libtpu; sys_platform == 'linux' and platform_machine == 'x86_64'"],
         # 2.13.0 is the release the published comparison was measured with.
         "benchmarks": ["transformers", "torch==2.13.0"],
-        "test": ["hypothesis", "pytest", "ruff"],
+        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff"],
     },
     entry_points={"console_scripts": ["stagjax = stagjax.cli:main"]},
 )

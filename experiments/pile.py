@@ -3,9 +3,16 @@
     stagjax info --config=experiments/pile.py:VARIANT
 
 Published results (arXiv 2501.15665, section 4): separate_2x18 at or better than baseline_36, shared_2x18 clearly better
-than baseline_18 at about equal parameters. Here: not yet run. The paper gives neither optimizer nor schedule; these are
-the field's (GPT-3, LLaMA): AdamW, warm-up, cosine to a tenth, decay 0.1, clipping at 1. Any variant takes
-`,runlocal`: a tiny model of bytes on Python's standard library, 60 steps, under a minute on a CPU.
+than baseline_18 at about equal parameters. Here: not yet run. Memory, days and chip-hours on a
+pod: docs/plan.md (estimates). Any variant takes `,runlocal`: a tiny model of bytes on Python's standard library, 60
+steps, under a minute on a CPU.
+
+The paper gives neither optimizer nor schedule; these are the field's:
+- AdamW with betas 0.9 and 0.95, epsilon 1e-8, decay 0.1, clipping at 1: GPT-3 (arXiv 2005.14165, appendix B; 1.3B and
+  2.7B models alike) and LLaMA (2302.13971, section 2.2).
+- Learning rate 3e-4, 2000 steps of warm-up, cosine to a tenth: LLaMA's for its 7B. GPT-3 takes 2e-4 at 1.3B and 1.6e-4
+  at 2.7B, Pythia (2304.01373, table 1) 2e-4 at 1.4B and 1.6e-4 at 2.8B. A batch has 1.3M tokens here, 4M in LLaMA, 1M
+  in GPT-3 and 2M in Pythia.
 """
 
 import ml_collections
@@ -13,6 +20,8 @@ import ml_collections
 from stagjax.experiment import select_variant
 
 STAGGERED = {"model.num_stacks": 2}
+THREE = {"model.num_stacks": 3, "model.layers_per_stack": 12}
+FOUR = {"model.num_stacks": 4, "model.layers_per_stack": 9}
 
 VARIANTS = {
     "baseline_18": {},  # 1.58B parameters
@@ -28,11 +37,15 @@ VARIANTS = {
     # Self- and cross-attention side by side: one all-reduce a layer less.
     "separate_2x18_parallel": STAGGERED | {"model.cross_attention": "parallel"},
     "separate_2x18_parallel_window_128": STAGGERED | {"model.cross_attention": "parallel", "model.cross_window": 128},
+    # The control without staggering: stacks read each other at the same position, and decode one after the other.
+    "separate_2x18_lag_0": STAGGERED | {"model.lag": 0},
     # The handoff has a whole step to arrive.
     "separate_2x18_lag_2": STAGGERED | {"model.lag": 2},
-    # Section 3.4: more stacks of fewer layers.
-    "separate_3x12": {"model.num_stacks": 3, "model.layers_per_stack": 12},
-    "separate_4x9": {"model.num_stacks": 4, "model.layers_per_stack": 9},
+    # Section 3.4: more stacks of fewer layers; a learned combination of their outputs wins back quality.
+    "separate_3x12": THREE,
+    "separate_3x12_linear": THREE | {"model.combine": "linear"},
+    "separate_4x9": FOUR,
+    "separate_4x9_linear": FOUR | {"model.combine": "linear"},
 }
 
 RUNLOCAL = {

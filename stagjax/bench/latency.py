@@ -196,7 +196,8 @@ class LatencyBenchmark:
             return []
         network = Network.of(case.placement.mesh, devices)
         program = hlo.parse(traceable.function.lower(*traceable.arguments).compile().as_text())
-        found = ledgers(program, network, traceable.read, self.settings.calibrations)
+        floors = {"hbm": 1e3 * traceable.read / chip.hbm_bandwidth}
+        found = ledgers(program, network, floors, self.settings.calibrations)
         return [ledger.to_dict() for ledger in found]
 
     def _split(self, case: Case) -> dict[str, Any]:

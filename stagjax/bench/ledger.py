@@ -8,7 +8,7 @@ from, and a run on real chips can replace them.
 import collections
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -162,8 +162,9 @@ class Ledger:
     """One estimate of a step.
 
     Attributes:
-      compute: "compiler" (its cycles over the chip's clock, which count no wait for memory that is read ahead) or "hbm"
-        (the bytes that must be read over the memory's bandwidth).
+      compute: "compiler" (its cycles over the chip's clock, which count no wait for memory that is read ahead), or a
+        floor: "hbm" (the bytes that must be read over the memory's bandwidth) or "flops" (the model's FLOPs over the
+        chip's peak).
       calibration: name of the calibration of the collectives.
       compute_ms: milliseconds of it.
       lines: the collectives, in the order of the first of each.
@@ -196,20 +197,22 @@ class Ledger:
 def ledgers(
     program: Program,
     network: Network,
-    read_bytes: float,
+    floors_ms: Mapping[str, float],
     calibrations: Iterable[Calibration] = (HOPS, PUBLISHED),
+    kernels_ms: float = 0.0,
 ) -> list[Ledger]:
-    """Return the estimates of a step: compiler and memory, each under every calibration.
+    """Return the estimates of a step: by the compiler and by each floor, each under every calibration.
 
     Args:
       program: compiled for a mesh of the shape of `network.mesh`.
       network: where its chips sit.
-      read_bytes: that a chip must read from memory in a step: weights and caches, without what a lookup leaves alone.
+      floors_ms: what a step takes at least, by what bounds it.
       calibrations: of the collectives.
+      kernels_ms: of Pallas kernels, which the compiler's cycles leave out.
     """
-    computes = {"hbm": 1e3 * read_bytes / network.chip.hbm_bandwidth}
+    computes = dict(floors_ms)
     if network.chip.clock is not None:
-        computes = {"compiler": 1e3 * program.cycles().total / network.chip.clock} | computes
+        computes = {"compiler": 1e3 * program.cycles().total / network.chip.clock + kernels_ms} | computes
     return [
         Ledger(compute, calibration.name, ms, lines)
         for calibration in calibrations

@@ -17,10 +17,12 @@ from stagjax.bench.collectives import collectives, tally
 from stagjax.bench.ledger import HOPS, PUBLISHED, Calibration, Ledger, Network, ledgers
 from stagjax.bench.programs import Traceable, decode_program, prefill_program, train_program
 from stagjax.bench.topology import stand_in
+from stagjax.bench.training_cost import TrainingCost, attention_kernels_ms, flops_floor_ms, training_costs
 from stagjax.config import Config
 from stagjax.decoding.placement import PADDED, PARALLEL, make_placement
 from stagjax.errors import UserError, unknown
 from stagjax.mesh import DecodeMesh, decoding_mesh, training_mesh
+from stagjax.model.accounting import count_parameters
 
 PROGRAMS = ("decode", "prefill", "train")
 
@@ -101,11 +103,13 @@ class Plan:
       hbm_floor_ms: weights and caches that must be read, over the memory's bandwidth.
       compiler_cycles: trip counts multiplied; without collectives and Pallas kernels.
       compiler_ms: over the chip's clock.
-      kernels: Pallas kernels, whose time is in no figure.
+      kernels: Pallas kernels, whose time is in none of the compiler's figures.
+      kernels_ms: of those of a training step, estimated; the ledgers count it.
       components_ms: the compiler's milliseconds by part of a step.
       collectives: `kind`, `axis`, `primitive`, `count`, `bytes`, `asynchronous`.
       handoff: what is known of the handoff, None without one.
       ledgers: estimates of a whole step.
+      training: what the whole run costs by each ledger; empty for other programs.
       timeline: the step in order, by the first ledger.
       compile_seconds: of tracing and compiling on this machine.
       advice: what would fit, if this does not.
@@ -125,10 +129,12 @@ class Plan:
     compiler_cycles: int | None = None
     compiler_ms: float | None = None
     kernels: int = 0
+    kernels_ms: float = 0.0
     components_ms: dict[str, float] = dataclasses.field(default_factory=dict)
     collectives: tuple[dict[str, Any], ...] = ()
     handoff: dict[str, Any] | None = None
     ledgers: tuple[Ledger, ...] = ()
+    training: tuple[TrainingCost, ...] = ()
     timeline: tuple[Segment, ...] = ()
     compile_seconds: float = 0.0
     advice: tuple[str, ...] = ()
@@ -158,7 +164,10 @@ class Plan:
         own |= {
             "request": described,
             "bytes_per_chip": self.bytes_per_chip,
+            "parameters": count_parameters(request.config.model).total,
+            "training_steps": request.config.training.steps,
             "ledgers": [ledger.to_dict() for ledger in self.ledgers],
+            "training": [dataclasses.asdict(cost) for cost in self.training],
             "timeline": [dataclasses.asdict(segment) for segment in self.timeline],
         }
         return own
@@ -206,22 +215,31 @@ def plan(
     memory = _memory(traceable, compiled.memory_analysis())
     program = hlo.parse(compiled.as_text())
     cycles = program.cycles()
-    clock = network.chip.clock
+    chip, clock = network.chip, network.chip.clock
     costs = compiled.cost_analysis() or {}
+    floors, kernels_ms = {"hbm": 1e3 * traceable.read / chip.hbm_bandwidth}, 0.0
+    if request.program == "train":
+        # Weights and activations are read far faster than they are computed with.
+        floors = {"flops": flops_floor_ms(request.config, chip, chips)}
+        kernels_ms = attention_kernels_ms(request.config, network.mesh.shape, chip) if cycles.kernels else 0.0
+    estimates = ledgers(program, network, floors, calibrations, kernels_ms)
+    run = training_costs(request.config, chip, chips, known["idle_chips"], estimates)
     return _with_advice(
         Plan(
             fits=memory["total"] <= network.chip.hbm_bytes,
             memory=memory,
             flops=costs.get("flops"),
             hbm_bytes=costs.get("bytes accessed"),
-            hbm_floor_ms=1e3 * traceable.read / network.chip.hbm_bandwidth,
+            hbm_floor_ms=floors.get("hbm"),
             compiler_cycles=cycles.total,
             compiler_ms=None if clock is None else 1e3 * cycles.total / clock,
             kernels=cycles.kernels,
+            kernels_ms=kernels_ms,
             components_ms={} if clock is None else _components(program, clock),
             collectives=tuple(tally(collectives(program, network.mesh.shape))),
             handoff=_handoff(program, network),
-            ledgers=tuple(ledgers(program, network, traceable.read, calibrations)),
+            ledgers=tuple(estimates),
+            training=tuple(run) if request.program == "train" else (),
             timeline=() if clock is None or request.program != "decode" else _timeline(program, network, clock),
             compile_seconds=seconds,
             **known,

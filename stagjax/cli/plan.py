@@ -13,10 +13,13 @@ examples:
   stagjax plan --config=experiments/pile.py:separate_2x18_window_1 --topology=v5e:4x4 --timeline=step.png
   stagjax plan --config=experiments/pile.py:separate_2x18 --topology=v5e:8x16 --program=train
   stagjax plan --config=experiments/pile.py --compare --topology=v5e:4x4 --batch=1,8 --output=plans
+  stagjax plan --config=experiments/pile.py --compare --topology=v5e:16x16 --program=train --output=plans
 
 Nothing is measured: the compiler tells memory, FLOPs, cycles and collectives; a ledger adds what the collectives take,
 by named constants (--calibration changes them: --calibration=hops:hop_us=0.7,small_us=1). --compare plans every variant
-of a file, or those of --variants, against a plain decoder of as many layers on equal chips and on one slice's chips.
+of a file, or those of --variants, against a plain decoder of as many layers on equal chips and on one slice's chips; of
+training it tells memory, step, days and chip-hours. A training step of the paper's models takes 2 to 3 minutes of a
+core to compile, and 5 GB of memory.
 """
 
 
@@ -49,7 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--timeline", type=pathlib.Path, metavar="FILE.png", help="draw the decode step, a lane a slice")
     add("--compare", action="store_true", help="plan all variants of the file, side by side")
     add("--variants", metavar="A,B,...", help="which, with --compare; default: all")
-    add("--output", type=pathlib.Path, metavar="DIR", help="of --compare: plans.json, timeline_batch_B.png")
+    add(
+        "--output",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="of --compare: plans.json, timeline_batch_B.png; of training: training.json, to go on from if interrupted",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -58,9 +66,10 @@ def run(args: argparse.Namespace) -> None:
 
     batches = _batches(args.batch)
     if args.compare:
-        if args.json or args.timeline or args.program != "decode":
+        if args.json or args.timeline or args.program == "prefill":
             raise UserError(
-                "--compare plans decode steps and writes to --output=DIR; leave out --json, --timeline, --program"
+                "--compare plans decode steps or, with --program=train, training, and writes to --output=DIR; "
+                "leave out --json, --timeline, --program=prefill"
             )
     elif len(batches) > 1 or args.output or args.variants:
         raise UserError("several batches, --variants and --output go with --compare; add it, or give one --batch")
@@ -77,7 +86,10 @@ def run(args: argparse.Namespace) -> None:
     start_up()
     # A program for chips that are not there can be kept, but not be read again without them.
     jax.config.update("jax_enable_compilation_cache", False)
-    (_compare if args.compare else _one)(args, batches, calibrations)
+    if args.compare and args.program == "train":
+        _compare_training(args, calibrations)
+    else:
+        (_compare if args.compare else _one)(args, batches, calibrations)
 
 
 def _one(args: argparse.Namespace, batches: list[int], calibrations: list[Any]) -> None:
@@ -144,6 +156,50 @@ def _compare(args: argparse.Namespace, batches: list[int], calibrations: list[An
         console.print(f"written to {args.output}")
 
 
+def _compare_training(args: argparse.Namespace, calibrations: list[Any]) -> None:
+    """Plan the training of each variant; what an earlier, interrupted comparison has planned is not compiled again."""
+    import rich.console
+
+    from stagjax.bench.plan import plan
+    from stagjax.bench.topology import topology_devices
+    from stagjax.files import write_json
+    from stagjax.reporting.tables import training_plans_table
+
+    console = rich.console.Console()
+    path, devices = args.config.partition(":")[0], topology_devices(args.topology)
+    file = args.output and args.output / "training.json"
+    figures = _planned(file)
+    names = _variants(args)
+    for number, name in enumerate(names, 1):
+        request = _request(args, f"{path}:{name}", 1)
+        key = [args.topology, repr(request), repr(calibrations)]
+        if figures.get(name, {}).get("key") == key:
+            continue
+        with console.status(f"compiling {name} for {args.topology}, {number} of {len(names)}"):
+            figures[name] = plan(request, args.topology, devices, calibrations).to_dict() | {"key": key}
+        if file:
+            write_json(file, figures)
+    console.print(training_plans_table([figures[name] for name in names], args.topology))
+    if file:
+        console.print(f"written to {file}")
+
+
+def _planned(file: pathlib.Path | None) -> dict[str, Any]:
+    """Return what an earlier comparison has written, by variant."""
+    import json
+
+    from stagjax.errors import UserError
+
+    if file is None or not file.exists():
+        return {}
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(
+            f"{file} is not what --compare wrote: {error}; remove it, or choose another --output"
+        ) from error
+
+
 def _shown(rows: list[Any]) -> list[Any]:
     """Return the plans of a picture: of each number of slices the fastest, below the baselines of the first."""
     fastest: dict[int, Any] = {}
@@ -181,17 +237,21 @@ def _request(args: argparse.Namespace, spec: str, batch: int, mode: str | None =
 def _requests(args: argparse.Namespace, batches: list[int]) -> Any:
     """Yield a request a variant and batch, and one for recurrent decoding where that means something."""
     from stagjax.decoding.placement import can_recur
-    from stagjax.experiment import variant_names
 
     path = args.config.partition(":")[0]
-    names = args.variants.split(",") if args.variants else variant_names(path)
     for batch in batches:
-        for name in names:
+        for name in _variants(args):
             request = _request(args, f"{path}:{name}", batch, "parallel")
             request.check()
             yield request
             if can_recur(request.config.model):
                 yield _request(args, f"{path}:{name}", batch, "recurrent")
+
+
+def _variants(args: argparse.Namespace) -> list[str]:
+    from stagjax.experiment import variant_names
+
+    return args.variants.split(",") if args.variants else variant_names(args.config.partition(":")[0])
 
 
 def _batches(text: str) -> list[int]:

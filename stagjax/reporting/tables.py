@@ -83,13 +83,13 @@ def plan_tables(plan: dict[str, Any]) -> list[rich.table.Table]:
             "FLOPs": scaled(plan["flops"] or 0),
             "bytes moved": decimal(plan["hbm_bytes"] or 0),
             "cycles": f"{plan['compiler_cycles']:,}",
-            **({"Pallas kernels, in no figure": str(plan["kernels"])} if plan["kernels"] else {}),
+            **_kernels(plan),
             "compiled in": f"{plan['compile_seconds']:.1f} s",
         },
     )
     parts = {part.replace("_", " "): f"{ms:.3f} ms" for part, ms in plan["components_ms"].items()}
     _section(table, "the compiler's cycles by part, without collectives", parts)
-    return [table, _collectives_table(plan), _ledger_table(plan)]
+    return [table, _collectives_table(plan), _training_cost_table(plan) if plan["training"] else _ledger_table(plan)]
 
 
 def comparison_table(rows: Sequence[dict[str, Any]], topology: str) -> rich.table.Table:
@@ -108,6 +108,34 @@ def comparison_table(rows: Sequence[dict[str, Any]], topology: str) -> rich.tabl
         chips = f"{stack}x{tensor}" if stack > 1 else str(tensor)
         cells = [_ratios(estimate) for estimate in row["estimates"].values()]
         table.add_row(row["name"], chips, "yes" if row["plan"]["fits"] else "no", *cells)
+    return table
+
+
+def training_plans_table(plans: Sequence[dict[str, Any]], topology: str) -> rich.table.Table:
+    """Return the table of `stagjax plan --compare --program=train`: each run by its lowest and its highest estimate."""
+    first = plans[0]
+    title = (
+        f"training on {topology}, {first['training_steps']:,} steps of {first['request']['batch']} x "
+        f"{first['request']['context']} tokens: estimates, the compiler's, by either calibration"
+    )
+    table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left")
+    for column in ("variant", "parameters", "bytes a chip", "step s", "MFU", "days", "chip-hours"):
+        named = column == "variant"
+        table.add_column(column, justify="left" if named else "right", no_wrap=not named, overflow="fold")
+    for plan in plans:
+        cells = [plan["request"]["name"], scaled(plan["parameters"]), decimal(plan["bytes_per_chip"])]
+        costs = [cost for cost in plan["training"] if cost["compute"] == "compiler"]
+        if not costs:
+            table.add_row(*cells, "does not fit")
+            continue
+        low, high = (choose(costs, key=lambda cost: cost["step_ms"]) for choose in (min, max))
+        table.add_row(
+            *cells,
+            _between("{:.2f}", 1e-3 * low["step_ms"], 1e-3 * high["step_ms"]),
+            _between("{:.0%}", high["mfu"], low["mfu"]),
+            _between("{:.1f}", low["days"], high["days"]),
+            _between("{:.1f}k", 1e-3 * low["chip_hours"], 1e-3 * high["chip_hours"]),
+        )
     return table
 
 
@@ -152,6 +180,11 @@ def decimal(size: float) -> str:
     return f"{size:.3g} TB"
 
 
+def _between(form: str, low: float, high: float) -> str:
+    """Return a range, or one number where both ends look alike."""
+    return "-".join(dict.fromkeys((form.format(low), form.format(high))))
+
+
 def _ratios(estimate: dict[str, float]) -> str:
     return f"{estimate['step_ms']:.3f} ({estimate['ratio_equal_chips']:.2f} / {estimate['ratio_one_slice']:.2f})"
 
@@ -178,6 +211,42 @@ def _ledger_table(plan: dict[str, Any]) -> rich.table.Table:
     for ledger in plan["ledgers"]:
         figures = (ledger["compute_ms"], ledger["collectives_ms"], ledger["step_ms"])
         table.add_row(ledger["compute"], ledger["calibration"], *(f"{ms:.3f}" for ms in figures))
+    return table
+
+
+def _kernels(plan: dict[str, Any]) -> dict[str, str]:
+    if plan["kernels_ms"]:
+        return {"Pallas kernels, in none of these": f"{plan['kernels']}, some {plan['kernels_ms']:.0f} ms (estimate)"}
+    return {"Pallas kernels, in no figure": str(plan["kernels"])} if plan["kernels"] else {}
+
+
+def _training_cost_table(plan: dict[str, Any]) -> rich.table.Table:
+    table = rich.table.Table(
+        title="a step and the whole run, estimated (not measured)", box=rich.box.SIMPLE_HEAD, title_justify="left"
+    )
+    columns = (
+        "computing by",
+        "collectives by",
+        "computing ms",
+        "collectives ms",
+        "step ms",
+        "MFU",
+        "days",
+        "chip-hours",
+    )
+    for column in columns:
+        table.add_column(column, justify="left" if column.endswith("by") else "right")
+    for ledger, cost in zip(plan["ledgers"], plan["training"], strict=True):
+        table.add_row(
+            ledger["compute"],
+            ledger["calibration"],
+            f"{ledger['compute_ms']:.0f}",
+            f"{ledger['collectives_ms']:.0f}",
+            f"{cost['step_ms']:.0f}",
+            f"{cost['mfu']:.0%}",
+            f"{cost['days']:.1f}",
+            f"{cost['chip_hours']:,.0f}",
+        )
     return table
 
 

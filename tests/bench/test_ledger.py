@@ -160,7 +160,7 @@ def test_a_handoff_is_hidden_only_as_far_as_there_is_work():
 
 def test_ledgers_add_computing_and_waiting():
     program = hlo.parse(STEP)
-    found = {(ledger.compute, ledger.calibration): ledger for ledger in ledgers(program, eight(), read_bytes=819e6)}
+    found = {(ledger.compute, ledger.calibration): ledger for ledger in ledgers(program, eight(), {"hbm": 1.0})}
     assert list(found) == [("compiler", "hops"), ("hbm", "hops"), ("compiler", "published"), ("hbm", "published")]
     compiler, memory = found["compiler", "published"], found["hbm", "published"]
     assert compiler.compute_ms == pytest.approx(7230 / 1.5e9 * 1e3)
@@ -168,6 +168,8 @@ def test_ledgers_add_computing_and_waiting():
     assert memory.collectives_ms == pytest.approx(9 * 7e-3, rel=0.01), "groups of 2, 4 and 8 chips are small ones"
     assert memory.step_ms == pytest.approx(memory.compute_ms + memory.collectives_ms)
     assert found["hbm", "hops"].collectives_ms == pytest.approx(sum(line.ms for line in waits(program, eight(), HOPS)))
+    with_kernels = ledgers(program, eight(), {"flops": 2.0}, (HOPS,), kernels_ms=3.0)
+    assert [ledger.compute_ms for ledger in with_kernels] == [pytest.approx(compiler.compute_ms + 3), 2.0]
     written = json.loads(json.dumps(memory.to_dict()))
     assert written["step_ms"] == memory.step_ms
     assert written["lines"][0]["ms"] == memory.lines[0].ms
@@ -175,7 +177,7 @@ def test_ledgers_add_computing_and_waiting():
 
 def test_without_a_clock_there_is_no_compilers_ledger():
     net = dataclasses.replace(eight(), chip=dataclasses.replace(V5E, clock=None))
-    assert {ledger.compute for ledger in ledgers(hlo.parse(STEP), net, 1.0)} == {"hbm"}
+    assert {ledger.compute for ledger in ledgers(hlo.parse(STEP), net, {"hbm": 1.0})} == {"hbm"}
 
 
 def test_the_network_is_taken_from_all_devices_of_the_topology():

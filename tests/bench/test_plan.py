@@ -16,6 +16,7 @@ from stagjax.decoding.placement import RECURRENT
 from stagjax.errors import UserError
 from stagjax.experiment import load_config
 from stagjax.mesh import DecodeMesh
+from stagjax.model.accounting import training_flops
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 
@@ -194,3 +195,41 @@ def test_without_libtpu_one_line_says_what_to_install(monkeypatch, capsys):
     assert main([*COMMAND, f"--topology={V5E}"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "pip install 'stagjax[tpu]'" in line
+
+
+SMALL = ["model.layers_per_stack=1", "model.vocab_size=2560", "model.ff_dim=1536", "data.row_length=256"]
+SMALL += ["training.loss_chunks=1", "training.global_batch=32"]
+
+
+def test_the_command_compares_training_and_keeps_what_it_has_planned(tmp_path, capsys, monkeypatch):
+    command = ["plan", "--config=experiments/pile.py", *(f"--config.{change}" for change in SMALL), "--compare"]
+    command += ["--program=train", f"--topology={V5E}", f"--output={tmp_path}", "--variants=separate_2x18_window_1"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "250,000 steps of 32 x 256 tokens" in " ".join(out.split()) and "chip-hours" in out
+    monkeypatch.setattr("stagjax.bench.plan.plan", lambda *_: pytest.fail("compiled again"))
+    assert main(command) == 0
+    assert capsys.readouterr().out == out
+
+    figures = json.loads((tmp_path / "training.json").read_text())["separate_2x18_window_1"]
+    model, tokens = request("separate_2x18_window_1", overrides=SMALL).config.model, 32 * 256
+    peak_ms = 1e3 * training_flops(model, 256) * tokens / (16 * 197e12)
+    for ledger, cost in zip(figures["ledgers"], figures["training"], strict=True):
+        assert cost["step_ms"] == ledger["step_ms"] and cost["mfu"] == pytest.approx(peak_ms / ledger["step_ms"])
+        assert cost["days"] == pytest.approx(250_000 * ledger["step_ms"] / 86_400_000)
+        assert cost["chip_hours"] == pytest.approx(cost["days"] * 24 * 16)
+        assert cost["tokens_per_second"] == pytest.approx(tokens / ledger["step_ms"] * 1e3)
+    floors = [ledger for ledger in figures["ledgers"] if ledger["compute"] == "flops"]
+    assert [ledger["compute_ms"] for ledger in floors] == [pytest.approx(peak_ms)] * 2
+    # Window 1 has no kernel of its own: two rows of twelve heads of two layers, each one block of 256, remat.
+    cycles = (256**2 + 256**2) / 61
+    assert figures["kernels_ms"] == pytest.approx(1e3 * 2 * 12 * 2 * cycles * (1 + 2 / 9) / 1.5e9)
+    compiler = next(ledger for ledger in figures["ledgers"] if ledger["compute"] == "compiler")
+    assert compiler["compute_ms"] == pytest.approx(figures["compiler_ms"] + figures["kernels_ms"])
+
+
+def test_a_damaged_comparison_is_refused(tmp_path, capsys):
+    (tmp_path / "training.json").write_text("{")
+    command = ["plan", "--config=experiments/pile.py", "--compare", "--program=train", f"--topology={V5E}"]
+    assert main([*command, f"--output={tmp_path}"]) == 2
+    assert "is not what --compare wrote" in capsys.readouterr().err

@@ -8,6 +8,13 @@ class UserError(ValueError):
     """Bad input: the message names the field, its value, the rule and the remedy (exit status 2)."""
 
 
+class DataError(UserError):
+    """Data of one benchmark that is missing or malformed: one line names the file, its line and the field.
+
+    Whoever runs several benchmarks goes on with the others.
+    """
+
+
 class RunFailed(RuntimeError):
     """A run that cannot go on (non-finite loss, full disk); the message names the last good checkpoint (status 3)."""
 

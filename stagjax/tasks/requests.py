@@ -76,3 +76,16 @@ class Answers(NamedTuple):
 
     texts: tuple[str, ...]
     num_truncated: int = 0
+
+
+class Outcomes(NamedTuple):
+    """What became of programs made of the answers to a `GenerationRequest`: the metrics' input besides the answers.
+
+    Attributes:
+      passed: for each sample, whether its program ran to its end without an exception.
+    """
+
+    passed: tuple[bool, ...]
+
+
+Answer = Loglikelihood | Answers | Outcomes

@@ -1,7 +1,7 @@
 """Compare prompts and metrics with those that EleutherAI's harness made of the same files.
 
-For each `TASK.jsonl` of the referee's folder: the contexts, continuations, right answers and few-shot examples. For each
-`TASK.outputs.jsonl`: the metrics of every document, given a model's invented outputs, and the aggregates in
+For each `TASK.jsonl` of the referee's folder: the contexts, continuations, right answers and few-shot examples. For
+each `TASK.outputs.jsonl`: the metrics of every document, given a model's invented outputs, and the aggregates in
 `metrics.json`.
 """
 
@@ -40,7 +40,7 @@ def main() -> int:
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--data", type=pathlib.Path, required=True, metavar="DIR", help="official files, see docs")
-    parser.add_argument("--referee", type=pathlib.Path, required=True, metavar="DIR", help="the harness's prompts, metrics")
+    parser.add_argument("--referee", type=pathlib.Path, required=True, metavar="DIR", help="what the harness made")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write counts and differences to FILE")
     args = parser.parse_args()
     try:

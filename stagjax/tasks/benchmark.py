@@ -8,9 +8,9 @@
     benchmark.aggregate(scores)                       # {"acc": Estimate(value, stderr), "acc_norm": ...}
 
 Where a benchmark executes programs (`benchmark.programs` is not None), run `benchmark.programs(document, answers)` in a
-sandbox between answers and scores, and add `Outcomes(passed)` to the document's answers. A `score` is a flat dict of plain
-values, fit for a log of samples. `items[n].requests` are the texts that the model sees; nothing else is added to them but
-BOS.
+sandbox between answers and scores, and add `Outcomes(passed)` to the document's answers. A `score` is a flat dict of
+plain values, fit for a log of samples. `items[n].requests` are the texts that the model sees; nothing else is added to
+them but BOS.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from stagjax.errors import DataError
 from stagjax.tasks.fewshot import SEED, Draw, Sampler
@@ -30,7 +30,13 @@ Score = Mapping[str, Any]
 
 
 class Form(Protocol):
-    """What documents ask, and how the answers are scored: one of these for each kind of benchmark."""
+    """What documents ask, and how the answers are scored: one of these for each kind of benchmark.
+
+    Attributes:
+      scored: whether all requests are of log-probabilities, none of generated text.
+    """
+
+    scored: ClassVar[bool]
 
     def example(self, document: Document) -> str:
         """Return a document as one example of a few-shot prompt, with the blank line after it."""
@@ -177,8 +183,8 @@ class Source(NamedTuple):
       documents: found in it.
       expected: in the whole official file, None if not known.
       sha256: of the file, "" for a prepared dataset.
-      verified: True: the official file, by its hash; False: as many documents, but another hash; None: the official hash
-        is not known, or the file is partial.
+      verified: True: the official file, by its hash; False: as many documents, but another hash; None: the official
+        hash is not known, or the file is partial.
     """
 
     split: str
@@ -253,9 +259,7 @@ def load(benchmark: Benchmark, directory: str | os.PathLike[str], pool: bool = T
     return Data(documents, examples, tuple(sources))
 
 
-def read_split(
-    benchmark: Benchmark, split: Split, directory: str | os.PathLike[str]
-) -> tuple[list[Document], Source]:
+def read_split(benchmark: Benchmark, split: Split, directory: str | os.PathLike[str]) -> tuple[list[Document], Source]:
     """Return the documents of a split, and what was read; raises `DataError`."""
     path = find(benchmark, split, directory)
     documents = list(split.read(path))

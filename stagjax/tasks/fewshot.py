@@ -9,9 +9,9 @@ from stagjax.tasks.records import Document
 
 SEED = 1234
 
-# How examples are drawn from the pool. "other": one more than asked for, then the evaluated document is dropped if it is
-# among them (the harness's rule for benchmarks without a test split). "any": as many as asked for. "first": the first
-# ones, in order.
+# How examples are drawn from the pool. "other": one more than asked for, then the evaluated document is dropped if it
+# is among them (the harness's rule for benchmarks without a test split). "any": as many as asked for. "first": the
+# first ones, in order.
 Draw = Literal["other", "any", "first"]
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -24,6 +24,8 @@ class MultipleChoice:
       choices: document -> the choices; or the choices themselves, where all documents have the same.
       target: document -> the right choice's index, or its text (then the first choice of that text is right).
     """
+
+    scored: ClassVar[bool] = True
 
     question: Callable[[Document], str]
     choices: Callable[[Document], Sequence[str]] | Sequence[str]
@@ -54,7 +56,7 @@ class MultipleChoice:
 
 
 def score_choices(logprobs: Sequence[float], lengths: Sequence[int], gold: int) -> dict[str, Any]:
-    """Return the scores of a choice; ties go to the first, and an undefined quotient (0 / 0) wins, as in NumPy's argmax.
+    """Return the scores of a choice; ties go to the first, and an undefined quotient (0 / 0) wins.
 
     Args:
       logprobs: of the choices' continuations.

@@ -37,6 +37,14 @@ class Record:
         values = self._list(field, at_least)
         return [self._text(value, f"{field}[{n}]") for n, value in enumerate(values)]
 
+    def integers(self, field: str) -> list[int]:
+        """Return a list of integers."""
+        values = self._list(field)
+        for n, value in enumerate(values):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise self._error(f"{field}[{n}]", f"is {_shown(value)}; it has to be an integer")
+        return values
+
     def integer(self, field: str, least: int | None = None, most: int | None = None) -> int:
         """Return an integer within bounds (both inclusive); digits in a string count as one."""
         value = self._get(field)
@@ -130,14 +138,14 @@ def json_file(documents: Callable[[Record], Iterator[Document]]) -> Reader:
 
 
 def lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
-    """Yield (number, line) of all lines that are not blank; only newlines end a line, not what Unicode counts as one."""
+    """Yield (number, line) of lines that are not blank; only newlines end a line, not what Unicode counts as one."""
     for number, line in enumerate(read_bytes(path).split(b"\n"), 1):
         if line.strip():
             yield number, line
 
 
 def read_bytes(path: pathlib.Path) -> bytes:
-    """Return what is in a file, decompressed where its name ends in .zst; raises `DataError` where it cannot be read."""
+    """Return what is in a file, decompressed if its name ends in .zst; raises `DataError` where it cannot be read."""
     try:
         content = path.read_bytes()
     except OSError as error:

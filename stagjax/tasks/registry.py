@@ -9,23 +9,66 @@ import tensorflow as tf
 
 from stagjax.data.vocabulary import BOS, EOS, PAD, Vocabulary
 from stagjax.errors import unknown
+from stagjax.tasks import catalog
 
-# Task name to the module that registers it when it is imported.
-TASKS = {
+# Name of a pretraining task to the module that registers it when it is imported.
+PRETRAINING = {
     "stagjax_stdlib": "stagjax.tasks.pretraining",
 }
 
 
-def get_task(name: str) -> seqio.Task:
-    """Return a registered task; its module is imported if need be.
+def task_names() -> tuple[str, ...]:
+    """Return the names of all tasks: of pretraining, and the benchmarks."""
+    return (*PRETRAINING, *catalog.all_benchmarks())
+
+
+def get_task(
+    name: str, shots: int | None = None, directory: str | None = None, vocabulary: str = "bytes"
+) -> seqio.Task:
+    """Return a task; it is registered if need be.
+
+    Args:
+      name: e.g. "stagjax_stdlib", or a benchmark's; the others are for these.
+      shots: examples in a prompt; by default the benchmark's.
+      directory: of official files, by default the environment's STAGJAX_DATA_DIR, or data.
+      vocabulary: as in an experiment's data.vocabulary.
 
     Raises:
-      UserError: there is no such task; the known ones are listed.
+      UserError: there is no such task; the known ones are listed. Or the vocabulary cannot be read.
     """
-    if name not in TASKS:
-        raise unknown("task", name, TASKS)
-    importlib.import_module(TASKS[name])
-    return seqio.TaskRegistry.get(name)
+    if name in PRETRAINING:
+        importlib.import_module(PRETRAINING[name])
+        return seqio.TaskRegistry.get(name)
+    if name not in catalog.all_benchmarks():
+        raise unknown("task", name, task_names())
+    evaluating = importlib.import_module("stagjax.tasks.evaluating")
+    benchmark = catalog.get(name)
+    full_name = evaluating.task_name(benchmark, shots, directory, vocabulary)
+    if full_name not in seqio.TaskRegistry.names():
+        shots = benchmark.shots if shots is None else shots
+        evaluating.register(full_name, benchmark, shots, directory, vocabulary)
+    return seqio.TaskRegistry.get(full_name)
+
+
+def get_mixture(
+    name: str, shots: int | None = None, directory: str | None = None, vocabulary: str = "bytes"
+) -> seqio.Mixture:
+    """Return the mixture of a group of benchmarks, "superglue", "paper" or "all"; it is registered if need be.
+
+    Benchmarks whose examples are their own (MBPP), or that have none (The Pile), keep their number of shots.
+
+    Raises:
+      UserError: there is no such group, or the vocabulary cannot be read.
+    """
+    if name not in catalog.groups():
+        raise unknown("mixture", name, catalog.groups())
+    evaluating = importlib.import_module("stagjax.tasks.evaluating")
+    full_name = evaluating.mixture_name(name, shots, directory, vocabulary)
+    if full_name not in seqio.MixtureRegistry.names():
+        members = catalog.select([name])
+        tasks = [get_task(b.name, evaluating.shots_of(b, shots), directory, vocabulary).name for b in members]
+        evaluating.register_mixture(full_name, tasks)
+    return seqio.MixtureRegistry.get(full_name)
 
 
 class SeqioVocabulary(seqio.Vocabulary):

@@ -55,13 +55,13 @@ class Loglikelihood(NamedTuple):
 
     Attributes:
       logprob: natural logarithm of the probability of all scored tokens.
-      is_greedy: whether each of them is the most probable one at its place.
+      is_greedy: whether each of them is the most probable one at its place; None where that was not looked at.
       num_tokens: scored.
       num_truncated: tokens of the context that were cut off at the left, because the whole is longer than the model.
     """
 
     logprob: float
-    is_greedy: bool
+    is_greedy: bool | None
     num_tokens: int
     num_truncated: int = 0
 

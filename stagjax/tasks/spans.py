@@ -23,7 +23,7 @@ def exact(answer: str, truth: str) -> int:
 
 
 def f1(answer: str, truth: str) -> float:
-    """Return the F1 of the words that both have; without words on one side, 1 if there are none on the other, else 0."""
+    """Return the F1 of common words; where one side has none, 1 if the other has none either, else 0."""
     words, true_words = normalised(answer).split(), normalised(truth).split()
     if not words or not true_words:
         return int(words == true_words)

@@ -1,7 +1,7 @@
 """Aggregates over documents, each with its standard error in closed form.
 
-A mean's standard error is the sample's standard deviation over sqrt(n). Whatever else is a smooth function of means gets
-the delta method: its linearisation at the sample's means is itself a mean, of one value a document. (The harness
+A mean's standard error is the sample's standard deviation over sqrt(n). Whatever else is a smooth function of means
+gets the delta method: its linearisation at the sample's means is itself a mean, of one value a document. (The harness
 bootstraps these instead, or leaves them out.)
 """
 
@@ -65,7 +65,7 @@ def perplexity(logprobs: Sequence[float]) -> Estimate:
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate:
-    """Return sum / sum, with the delta method's standard error: that of the mean of n_i - r d_i, over the mean of d_i."""
+    """Return r = sum / sum; its standard error is that of the mean of n_i - r d_i, over the mean of d_i."""
     total = sum(denominators)
     if not total:
         return Estimate(math.nan, None)
@@ -88,8 +88,8 @@ def negated(estimate: Estimate, scale: float = 1.0) -> Estimate:
 def macro_f1(golds: Sequence[int], predictions: Sequence[int], num_classes: int) -> Estimate:
     """Return the unweighted mean over classes of F1 = 2 TP / (2 TP + FP + FN); a class without any counts 0.
 
-    Each class's F1 is a ratio of sums over documents; the standard error is that of the mean, over documents, of the sum
-    of the ratios' linearisations (`ratio`) / the number of classes.
+    Each class's F1 is a ratio of sums over documents; the standard error is that of the mean, over documents, of the
+    sum of the ratios' linearisations (`ratio`) / the number of classes.
     """
     gold_N, predicted_N = np.asarray(golds), np.asarray(predictions)
     value, influence_N = 0.0, np.zeros(len(gold_N))
@@ -120,7 +120,7 @@ def pass_at_k(samples: int, passed: int, k: int) -> float:
 
 
 def count_words(text: str) -> int:
-    r"""Return the words of a text, as the harness counts them: the parts between runs of white space, empty ones too."""
+    """Return the words as the harness counts them: the parts between runs of white space, empty ones too."""
     return len(re.split(r"\s+", text))
 
 

@@ -8,18 +8,18 @@ from stagjax.tasks.records import Document, Record, json_lines
 def _document(record: Record) -> Document:
     question = record.record("question")
     choices = question.records("choices")
-    return _made(
-        record, question.text("stem"), [c.text("text") for c in choices], [c.text("label") for c in choices]
-    )
+    texts, labels = ([choice.text(field) for choice in choices] for field in ("text", "label"))
+    return _made(record, question.text("stem"), texts, labels, record.text("answerKey"))
 
 
 def _prepared(record: Record) -> Document:
+    # Labels are numbers there; which letters or digits they were is in no prompt.
     choices = record.record("choices")
-    return _made(record, record.text("question"), choices.texts("text"), choices.texts("label"))
+    labels = [str(label) for label in choices.integers("label")]
+    return _made(record, record.text("question"), choices.texts("text"), labels, str(record.integer("answerKey")))
 
 
-def _made(record: Record, question: str, texts: list[str], labels: list[str]) -> Document:
-    key = record.text("answerKey")
+def _made(record: Record, question: str, texts: list[str], labels: list[str], key: str) -> Document:
     if key not in labels:
         raise record.wrong("answerKey", f"is {key!r}; it has to be one of the choices' labels, {', '.join(labels)}")
     return {

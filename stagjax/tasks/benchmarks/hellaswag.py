@@ -1,8 +1,11 @@
-"""HellaSwag (Zellers et al. 2019): which of four endings goes on."""
+"""HellaSwag (Zellers et al. 2019): which of four endings goes on.
+
+tensorflow-datasets has it too, but without the border between `ctx_a` and `ctx_b`, which the prompt needs.
+"""
 
 import re
 
-from stagjax.tasks.benchmark import Benchmark, Prepared, Split
+from stagjax.tasks.benchmark import Benchmark, Split
 from stagjax.tasks.multiple_choice import ACC, ACC_NORM, MultipleChoice
 from stagjax.tasks.records import Document, Record, json_lines
 
@@ -49,7 +52,6 @@ BENCHMARKS = (
             lambda document: document["label"],
         ),
         metrics=(ACC_NORM, ACC),
-        prepared=Prepared("hellaswag", "validation", "train", _document),
         origin="https://github.com/rowanz/hellaswag/tree/master/data",
     ),
 )

@@ -1,13 +1,14 @@
-"""LAMBADA (Paperno et al. 2016): the last word of a passage, in the two forms that the field uses, each also as a cloze.
+"""LAMBADA (Paperno et al. 2016): the last word of a passage, in the field's two forms, each also as a cloze.
 
 `lambada_openai` is the text as OpenAI put it for GPT-2, with its case, punctuation and line breaks; `lambada_standard`
-the original release, in lower case with its tokens separated by spaces. The `_cloze` variants mark the gap, as for GPT-3.
+the original release, in lower case with its tokens separated by spaces. The `_cloze` variants mark the gap, as for
+GPT-3.
 """
 
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from stagjax.tasks import prompts
 from stagjax.tasks.benchmark import Benchmark, Prepared, Split
@@ -22,8 +23,12 @@ _OPENAI = Split(
     5153,
     "4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
 )
+ACC = mean_metric("acc", optional=True)
 PERPLEXITY = Metric(
-    "perplexity", lambda scores: perplexity([score["logprob"] for score in scores]), higher_is_better=False, perfect=None
+    "perplexity",
+    lambda scores: perplexity([score["logprob"] for score in scores]),
+    higher_is_better=False,
+    perfect=None,
 )
 
 
@@ -34,6 +39,8 @@ class LastWord:
     Attributes:
       gap: text between what comes before and the last word.
     """
+
+    scored: ClassVar[bool] = True
 
     gap: str = ""
 
@@ -50,8 +57,9 @@ class LastWord:
         return f" {document['text'].split(' ')[-1]}"
 
     def score(self, document: Document, answers: Sequence[Loglikelihood]) -> dict[str, Any]:
-        """Return the word's log-probability, and whether greedy decoding would say it."""
-        return {"acc": int(answers[0].is_greedy), "logprob": answers[0].logprob}
+        """Return the word's log-probability, and whether greedy decoding would say it, if that is known."""
+        (answer,) = answers
+        return {"logprob": answer.logprob, **({} if answer.is_greedy is None else {"acc": int(answer.is_greedy)})}
 
     def _before(self, document: Document) -> str:
         return " ".join(document["text"].split(" ")[:-1]) + self.gap
@@ -63,7 +71,7 @@ def _plain_lines(path: pathlib.Path) -> Iterator[Document]:
 
 
 def _prepared(record: Record) -> Document:
-    return {"text": record.text("passage", empty=False)}
+    return {"text": record.text("passage").strip()}
 
 
 def _openai(name: str, form: LastWord) -> Benchmark:
@@ -73,7 +81,7 @@ def _openai(name: str, form: LastWord) -> Benchmark:
         evaluated=_OPENAI,
         pool=None,
         form=form,
-        metrics=(mean_metric("acc"), PERPLEXITY),
+        metrics=(ACC, PERPLEXITY),
         draw="any",
         origin="https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl",
     )
@@ -86,9 +94,9 @@ def _standard(name: str, form: LastWord) -> Benchmark:
         evaluated=Split("test", ("lambada_test_plain_text.txt",), _plain_lines, 5153),
         pool=Split("validation", ("lambada_development_plain_text.txt",), _plain_lines, 4869),
         form=form,
-        metrics=(mean_metric("acc"), PERPLEXITY),
+        metrics=(ACC, PERPLEXITY),
         draw="any",
-        prepared=Prepared("lambada", "test", "validation", _prepared),
+        prepared=Prepared("lambada", "test", "train", _prepared),
         origin="https://zenodo.org/record/2630551/files/lambada-dataset.tar.gz",
     )
 

@@ -3,10 +3,10 @@
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from stagjax.tasks import prompts
-from stagjax.tasks.benchmark import Benchmark, Prepared, Split
+from stagjax.tasks.benchmark import Benchmark, Split
 from stagjax.tasks.records import Document, Record, json_lines
 from stagjax.tasks.requests import Answers, GenerationRequest, Outcomes
 from stagjax.tasks.statistics import mean_metric, pass_at_k
@@ -41,7 +41,8 @@ EXAMPLES = (
     },
     {
         "task_id": 4,
-        "text": "Write a function to find the largest integers from a given list of numbers using heap queue algorithm.",
+        "text": "Write a function to find the largest integers from a given list of numbers using heap queue "
+        "algorithm.",
         "code": "import heapq as hq\r\ndef heap_queue_largest(nums,n):\r\n  largest_nums = hq.nlargest(n, nums)\r\n"
         "  return largest_nums",
         "test_list": [
@@ -56,6 +57,8 @@ EXAMPLES = (
 @dataclasses.dataclass(frozen=True)
 class Programs:
     """A description and three tests; the answer is the program up to the stop string."""
+
+    scored: ClassVar[bool] = False
 
     def example(self, document: Document) -> str:
         """Return the task with its program."""
@@ -113,7 +116,6 @@ BENCHMARKS = (
         draw="first",
         shots=3,
         programs=FORM.programs,
-        prepared=Prepared("mbpp/full", "test", None, _document),
         origin="https://github.com/google-research/google-research/tree/master/mbpp",
     ),
 )

@@ -1,7 +1,7 @@
 r"""MultiRC (Khashabi et al. 2018): is this an answer to a question on a paragraph? Every answer is one document.
 
-As in the harness, the accuracy is plain, over answers, and the first choice ("yes") is right where the label is 0, a wrong
-answer: there the labels of this benchmark are the wrong way round, in examples and in scores.
+As in the harness, the accuracy is plain, over answers, and the first choice ("yes") is right where the label is 0, a
+wrong answer: there the labels of this benchmark are the wrong way round, in examples and in scores.
 """
 
 import ast

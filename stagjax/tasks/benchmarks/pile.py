@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from stagjax.tasks.benchmark import Benchmark, Split
 from stagjax.tasks.records import Document, Record, json_lines
@@ -14,6 +14,8 @@ from stagjax.tasks.statistics import Metric, Scores, count_words, negated, ratio
 @dataclasses.dataclass(frozen=True)
 class Rolling:
     """A whole document is scored, each of its tokens once; how much each of them sees is the scorer's rule."""
+
+    scored: ClassVar[bool] = True
 
     def example(self, document: Document) -> str:
         """Return the document; there are no examples to draw, so none is ever asked for."""

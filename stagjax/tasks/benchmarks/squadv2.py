@@ -1,13 +1,13 @@
 """SQuAD 2.0 (Rajpurkar et al. 2018): questions on a paragraph, half of which have no answer in it.
 
-The model generates a line; besides, the probability of " unanswerable" serves as that of there being no answer. `best_*`
-take the threshold on it under which the score is highest, as the official script does.
+The model generates a line; besides, the probability of " unanswerable" serves as that of there being no answer.
+`best_*` take the threshold on it under which the score is highest, as the official script does.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,6 +23,8 @@ UNANSWERABLE = " unanswerable"
 @dataclasses.dataclass(frozen=True)
 class Extraction:
     """A line of answer, and how probable it is that there is none."""
+
+    scored: ClassVar[bool] = False
 
     def example(self, document: Document) -> str:
         """Return the question with the first answer; after two spaces, as in the harness."""
@@ -57,7 +59,8 @@ class Extraction:
 
 def _question(document: Document) -> str:
     return (
-        f"Title: {document['title']}\n\nBackground: {document['context']}\n\nQuestion: {document['question']}\n\nAnswer:"
+        f"Title: {document['title']}\n\nBackground: {document['context']}\n\n"
+        f"Question: {document['question']}\n\nAnswer:"
     )
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from stagjax.errors import DataError
 from stagjax.tasks import prompts
@@ -16,6 +16,8 @@ from stagjax.tasks.requests import Loglikelihood, LoglikelihoodRequest
 @dataclasses.dataclass(frozen=True)
 class Gap:
     """The text after the gap is scored under two contexts, one for each option (Trinh and Le 2018)."""
+
+    scored: ClassVar[bool] = True
 
     def example(self, document: Document) -> str:
         """Return the sentence with the right option in the gap."""

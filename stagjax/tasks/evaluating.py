@@ -1,0 +1,151 @@
+"""Benchmarks as seqio tasks: an example for each request, with the ids of the very texts that the scorer reads."""
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from stagjax.data.vocabulary import load_vocabulary
+from stagjax.tasks.benchmark import Benchmark, Item, load
+from stagjax.tasks.encoding import request_ids
+from stagjax.tasks.pretraining import refuse_trimming
+from stagjax.tasks.registry import SeqioVocabulary
+from stagjax.tasks.requests import GenerationRequest, Loglikelihood, RollingRequest
+
+# Where official files lie if nothing else is said.
+DATA_VARIABLE, DATA_DEFAULT = "STAGJAX_DATA_DIR", "data"
+VALIDATION = "validation"
+
+
+def register(
+    name: str, benchmark: Benchmark, shots: int, directory: str | None = None, vocabulary: str = "bytes"
+) -> seqio.Task:
+    """Register a benchmark as a task.
+
+    Its examples are {"inputs": int32 ids of BOS and the prompt, "targets": int32 ids of what is scored or expected,
+    "request": int32 [document, request of it], "inputs_pretokenized", "targets_pretokenized"}. They have one split,
+    under the official name and as "validation".
+
+    Args:
+      name: of the task.
+      benchmark: which.
+      shots: examples in a prompt.
+      directory: of official files; by default the environment's STAGJAX_DATA_DIR, or data.
+      vocabulary: as in an experiment's data.vocabulary.
+
+    Raises:
+      UserError: the vocabulary cannot be read. (Data is read, and refused, when examples are asked for.)
+      ValueError: the name is taken.
+    """
+    loaded = load_vocabulary(vocabulary)
+
+    @functools.cache
+    def items() -> list[Item]:
+        place = directory or os.environ.get(DATA_VARIABLE, DATA_DEFAULT)
+        return benchmark.items(load(benchmark, place, pool=shots > 0), shots)
+
+    def examples() -> Iterator[Mapping[str, Any]]:
+        for item in items():
+            target = benchmark.form.target(item.document)
+            for number, request in enumerate(item.requests):
+                inputs, targets = request_ids(request, loaded, target if isinstance(target, str) else "")
+                yield {
+                    "inputs": inputs,
+                    "targets": targets,
+                    "request": [item.index, number],
+                    "inputs_pretokenized": getattr(request, "context", ""),
+                    "targets_pretokenized": _text(request, target),
+                }
+
+    def dataset(split: str, shuffle_files: bool = False) -> tf.data.Dataset:
+        del split, shuffle_files  # There is one split, and draws of examples follow its order.
+        ids, text = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.string)
+        return tf.data.Dataset.from_generator(
+            examples,
+            output_signature={
+                "inputs": ids,
+                "targets": ids,
+                "request": tf.TensorSpec([2], tf.int32),
+                "inputs_pretokenized": text,
+                "targets_pretokenized": text,
+            },
+        )
+
+    feature = seqio.Feature(SeqioVocabulary(loaded), add_eos=False)
+    return seqio.TaskRegistry.add(
+        name,
+        source=seqio.FunctionDataSource(
+            dataset, splits=sorted({VALIDATION, benchmark.evaluated.name}), caching_permitted=False
+        ),
+        # seqio would cut long prompts at their right end, where the question is.
+        preprocessors=[refuse_trimming],
+        output_features={"inputs": feature, "targets": feature},
+        postprocess_fn=_request_of,
+        metric_fns=[metric(benchmark, items)] if benchmark.form.scored else [],
+    )
+
+
+def metric(benchmark: Benchmark, items: Callable[[], Sequence[Item]]) -> Callable[..., dict[str, float]]:
+    """Return the benchmark's metrics as seqio wants them: of log-probabilities ("scores") of all requests.
+
+    What needs more than them, LAMBADA's accuracy, is not among them.
+    """
+
+    def metrics(targets: Sequence[tuple[int, int, int]], scores: Sequence[float]) -> dict[str, float]:
+        answers: dict[int, dict[int, Loglikelihood]] = {}
+        for (document, request, num_tokens), score in zip(targets, scores, strict=True):
+            answers.setdefault(document, {})[request] = Loglikelihood(float(score), None, num_tokens)
+        of_documents = [
+            benchmark.score(items()[document].document, [found[request] for request in sorted(found)])
+            for document, found in sorted(answers.items())
+        ]
+        return {name: estimate.value for name, estimate in benchmark.aggregate(of_documents).items()}
+
+    return metrics
+
+
+def register_mixture(name: str, members: Sequence[str]) -> seqio.Mixture:
+    """Register a mixture of tasks, all with the same rate."""
+    return seqio.MixtureRegistry.add(name, list(members), default_rate=1.0)
+
+
+def task_name(benchmark: Benchmark, shots: int | None, directory: str | None, vocabulary: str) -> str:
+    """Return e.g. "hellaswag", "hellaswag_5_shot"; a hash follows where data or vocabulary are not the default ones."""
+    name = benchmark.name if shots is None or shots == benchmark.shots else f"{benchmark.name}_{shots}_shot"
+    return f"{name}{_suffix(directory, vocabulary)}"
+
+
+def mixture_name(group: str, shots: int | None, directory: str | None, vocabulary: str) -> str:
+    """Return the same for a group of benchmarks."""
+    return f"{group if shots is None else f'{group}_{shots}_shot'}{_suffix(directory, vocabulary)}"
+
+
+def shots_of(benchmark: Benchmark, shots: int | None) -> int:
+    """Return the shots of a benchmark in a mixture: those that have examples of their own, or none, keep theirs."""
+    return benchmark.shots if shots is None or isinstance(benchmark.pool, tuple) else shots
+
+
+def _text(request: Any, target: int | str) -> str:
+    if isinstance(request, GenerationRequest):
+        return target if isinstance(target, str) else ""
+    return request.text if isinstance(request, RollingRequest) else request.continuation
+
+
+def _request_of(decoded: Any, example: Mapping[str, Any] | None = None, is_target: bool = False) -> Any:
+    """Return which request a target belongs to and its number of tokens; model outputs as they are."""
+    if not is_target:
+        return decoded
+    document, request = np.asarray(example["request"]).tolist()
+    return document, request, len(example["targets"])
+
+
+def _suffix(directory: str | None, vocabulary: str) -> str:
+    if directory is None and vocabulary == "bytes":
+        return ""
+    text = f"{directory}\0{load_vocabulary(vocabulary).fingerprint}"
+    return f"_{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -279,7 +279,7 @@ def find(benchmark: Benchmark, split: Split, directory: str | os.PathLike[str]) 
             if path.is_file():
                 return path
     raise DataError(
-        f"{benchmark.name}: {folder / split.files[0]} is missing ({split.name} split); put it there{_from(benchmark)}"
+        f"{folder / split.files[0]} is missing ({benchmark.name}, {split.name} split); put it there{_from(benchmark)}"
     )
 
 

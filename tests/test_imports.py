@@ -83,6 +83,10 @@ def test_only_tasks_import_seqio_and_tensorflow_datasets():
             "stagjax.library, stagjax.training.loop, stagjax.reporting.plots",
             {"tensorflow", "seqio", "matplotlib", "torch"},
         ),
+        (
+            "stagjax.tasks.catalog, stagjax.cli.evaluate; stagjax.tasks.catalog.all_benchmarks()",
+            {"jax", "tensorflow", "seqio", "tensorflow_datasets"},
+        ),
     ],
 )
 def test_heavy_packages_stay_out(modules, absent):

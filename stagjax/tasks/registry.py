@@ -55,7 +55,8 @@ def get_mixture(
 ) -> seqio.Mixture:
     """Return the mixture of a group of benchmarks, "superglue", "paper" or "all"; it is registered if need be.
 
-    Benchmarks whose examples are their own (MBPP), or that have none (The Pile), keep their number of shots.
+    Benchmarks whose examples are their own (MBPP), or that have none (The Pile), keep their number of shots. Evaluate
+    its tasks one by one, as seqio's evaluator does: a mixture samples from them, and ends with the first that does.
 
     Raises:
       UserError: there is no such group, or the vocabulary cannot be read.

@@ -8,7 +8,7 @@ import tensorflow as tf  # noqa: E402
 
 from stagjax.data.vocabulary import ByteVocabulary, train_sentencepiece  # noqa: E402
 from stagjax.errors import UserError  # noqa: E402
-from stagjax.tasks.registry import TASKS, SeqioVocabulary, get_task  # noqa: E402
+from stagjax.tasks.registry import PRETRAINING, SeqioVocabulary, get_task  # noqa: E402
 
 TEXT = "def f(x):\n    return  x\u2581 é\n\0"
 
@@ -20,8 +20,8 @@ def vocabulary(request, tmp_path_factory):
     return train_sentencepiece([TEXT * 9], 285, tmp_path_factory.mktemp("vocabulary") / "v.model")
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_every_task_exists_under_its_name(name):
+@pytest.mark.parametrize("name", PRETRAINING)
+def test_every_pretraining_task_exists_under_its_name(name):
     task = get_task(name)
     assert task.name == name
     assert set(task.splits) == {"train", "validation"}

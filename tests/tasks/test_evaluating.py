@@ -1,0 +1,221 @@
+"""Benchmarks as seqio tasks: the ids of the very texts that the scorer reads, uncut, and the same metrics."""
+
+import json
+
+import numpy as np
+import pytest
+
+seqio = pytest.importorskip("seqio")
+
+from stagjax.data.vocabulary import ByteVocabulary, load_vocabulary, train_sentencepiece  # noqa: E402
+from stagjax.errors import DataError, UserError  # noqa: E402
+from stagjax.tasks import catalog  # noqa: E402
+from stagjax.tasks.benchmark import load  # noqa: E402
+from stagjax.tasks.encoding import request_ids  # noqa: E402
+from stagjax.tasks.prepared import load_prepared  # noqa: E402
+from stagjax.tasks.registry import get_mixture, get_task, task_names  # noqa: E402
+from stagjax.tasks.requests import (  # noqa: E402
+    GenerationRequest,
+    Loglikelihood,
+    LoglikelihoodRequest,
+    RollingRequest,
+)
+from tests.tasks import official_files  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return official_files.write(tmp_path_factory.mktemp("data"))
+
+
+def examples(task, split="validation"):
+    return list(task.get_dataset(split=split, sequence_length=None, shuffle=False).as_numpy_iterator())
+
+
+def items_of(name, directory, shots):
+    benchmark = catalog.get(name)
+    return benchmark.items(load(benchmark, directory), shots)
+
+
+@pytest.mark.parametrize("name", catalog.all_benchmarks())
+def test_examples_are_the_requests(directory, name):
+    benchmark = catalog.get(name)
+    task = get_task(name, directory=str(directory))
+    assert set(task.splits) == {"validation", benchmark.evaluated.name}
+    wanted = [
+        (item, number, request)
+        for item in items_of(name, directory, benchmark.shots)
+        for number, request in enumerate(item.requests)
+    ]
+    found = examples(task, benchmark.evaluated.name)
+    assert len(found) == len(wanted) > 0
+    decode = ByteVocabulary().decode
+    for example, (item, number, request) in zip(found, wanted, strict=True):
+        assert example["request"].tolist() == [item.index, number]
+        assert example["inputs"][0] == 1
+        inputs, targets = decode(example["inputs"][1:]), decode(example["targets"])
+        if isinstance(request, LoglikelihoodRequest):
+            assert inputs + targets == request.context + request.continuation
+            assert inputs == request.context.rstrip()
+        elif isinstance(request, RollingRequest):
+            assert (inputs, targets, example["targets"][-1]) == ("", request.text, 2)
+        else:
+            assert inputs == request.context
+            assert targets == benchmark.form.target(item.document)
+        assert example["inputs_pretokenized"].decode() == getattr(request, "context", "")
+
+
+def test_shots_and_vocabulary_make_tasks_of_their_own(directory, tmp_path):
+    train_sentencepiece(["Question: What of it?\nAnswer: no way\n" * 30], 290, tmp_path / "v.model")
+    pieces = get_task("arc_easy", shots=2, directory=str(directory), vocabulary=str(tmp_path / "v.model"))
+    plain = get_task("arc_easy", shots=2, directory=str(directory))
+    assert plain is get_task("arc_easy", shots=2, directory=str(directory))
+    assert pieces.name != plain.name and plain.name.startswith("arc_easy_2_shot_")
+    vocabulary = load_vocabulary(str(tmp_path / "v.model"))
+    item = items_of("arc_easy", directory, 2)[1]
+    for example, request in zip(examples(pieces)[2:], item.requests, strict=True):
+        whole = vocabulary.encode(request.context + request.continuation).tolist()
+        assert example["inputs"].tolist()[1:] + example["targets"].tolist() == whole
+        assert 0 < len(example["targets"]) < len(whole)
+
+
+def test_white_space_at_the_end_of_a_context_is_scored_with_the_continuation():
+    request = LoglikelihoodRequest("ab \n", "c")
+    assert request_ids(request, ByteVocabulary()) == ([1, 100, 101], [35, 13, 102])
+    assert request_ids(GenerationRequest("ab "), ByteVocabulary(), "c") == ([1, 100, 101, 35], [102])
+
+
+def test_trimming_is_refused(directory):
+    task = get_task("hellaswag", directory=str(directory))
+    with pytest.raises(ValueError, match="sequence_length="):
+        task.get_dataset(split="validation", sequence_length={"inputs": 8, "targets": 8}, shuffle=False)
+
+
+@pytest.mark.parametrize("name", ["hellaswag", "record", "cb", "pile", "lambada_openai"])
+def test_seqio_metrics_are_ours(directory, name):
+    """As seqio's evaluator calls them: targets through the task's postprocessor, and a score for each example."""
+    task, benchmark = get_task(name, directory=str(directory)), catalog.get(name)
+    found = examples(task)
+    targets = [task.postprocess_fn(example["targets"], example=example, is_target=True) for example in found]
+    scores = (-np.random.default_rng(0).exponential(5.0, len(found))).tolist()
+    (metric_fn,) = task.score_metric_fns
+    # In any order: the evaluator batches as it likes.
+    order = np.random.default_rng(1).permutation(len(found))
+    metrics = metric_fn([targets[n] for n in order], [scores[n] for n in order])
+    answers, documents = iter(zip(scores, found, strict=True)), []
+    for item in items_of(name, directory, 0):
+        given = [next(answers) for _ in item.requests]
+        documents.append(
+            benchmark.score(item.document, [Loglikelihood(s, None, len(example["targets"])) for s, example in given])
+        )
+    assert metrics == {key: estimate.value for key, estimate in benchmark.aggregate(documents).items()}
+    assert metrics
+
+
+def test_generation_has_no_metric_in_seqio(directory):
+    assert not get_task("mbpp", directory=str(directory)).metric_fns
+    assert not get_task("squadv2", directory=str(directory)).metric_fns
+
+
+@pytest.mark.parametrize("group", ["superglue", "paper", "all"])
+def test_mixtures_hold_their_members(directory, group):
+    mixture = get_mixture(group, shots=1, directory=str(directory))
+    names = {task.name.rsplit("_", 1)[0] for task in mixture.tasks}
+    # MBPP has examples of its own, The Pile none: they keep their shots.
+    unchanged = {"mbpp", "pile", "pile_test"}
+    assert names == {name if name in unchanged else f"{name}_1_shot" for name in catalog.groups()[group]}
+    assert get_mixture(group, shots=1, directory=str(directory)) is mixture
+
+
+def test_a_mixture_samples_from_its_members(directory):
+    mixture = get_mixture("superglue", directory=str(directory))
+    dataset = mixture.get_dataset(sequence_length=None, split="validation", shuffle=False, num_epochs=1)
+    decode = ByteVocabulary().decode
+    # Mixtures keep the ids alone.
+    found = {decode([*example["inputs"][1:], *example["targets"]]) for example in dataset.as_numpy_iterator()}
+    wanted = {
+        request.context + request.continuation
+        for name in catalog.SUPERGLUE
+        for item in items_of(name, directory, 0)
+        for request in item.requests
+    }
+    assert found < wanted  # Sampling ends with the first member that does.
+    assert len(found) > len(catalog.SUPERGLUE) / 2
+
+
+def test_data_is_read_from_the_environments_directory_when_examples_are_asked_for(directory, monkeypatch, tmp_path):
+    monkeypatch.setenv("STAGJAX_DATA_DIR", str(tmp_path))
+    with pytest.raises(Exception, match=r"rte.*RTE/val.jsonl|RTE/val.jsonl is missing"):
+        examples(get_task("rte"))
+    monkeypatch.setenv("STAGJAX_DATA_DIR", str(directory))
+    assert len(examples(get_task("rte"))) == 2
+
+
+def test_unknown_tasks_and_mixtures_are_refused():
+    assert {"stagjax_stdlib", "hellaswag"} <= set(task_names())
+    with pytest.raises(UserError, match="unknown mixture 'superglu'; did you mean 'superglue'"):
+        get_mixture("superglu")
+
+
+def test_prepared_datasets_make_the_same_prompts(directory, tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    from stagjax.tasks import prepared
+
+    # What tensorflow-datasets makes of the official files, by the features of its builders.
+    official = [json.loads(line) for line in official_files.FILES["arc_easy/ARC-Easy-Test.jsonl"].splitlines()]
+    letters = {label: number for labels in ("ABCDE", "12345") for number, label in enumerate(labels)}
+    records = {
+        "arc_easy": [
+            {
+                "id": record["id"].encode(),
+                "question": record["question"]["stem"].encode(),
+                "choices": {
+                    "text": np.array([c["text"].encode() for c in record["question"]["choices"]], object),
+                    "label": np.array([letters[c["label"]] for c in record["question"]["choices"]]),
+                },
+                "answerKey": np.int64(letters[record["answerKey"]]),
+            }
+            for record in official
+        ],
+        "winogrande": [
+            {**{key: value.encode() for key, value in document.items() if key != "answer"}, "label": np.int64(label)}
+            for document, label in zip(load(catalog.get("winogrande"), directory).documents, (1, 0), strict=True)
+        ],
+        "multirc": load(catalog.get("multirc"), directory).documents,
+        "record": load(catalog.get("record"), directory).documents,
+        "wsc": load(catalog.get("wsc"), directory).documents,
+        "boolq": load(catalog.get("boolq"), directory).documents,
+        "lambada_standard": [{"passage": b"he went to the door\n"}, {"passage": " she saw\u2028the cat \n".encode()}],
+        "squadv2": [
+            {**document, "answers": {"text": np.array([a.encode() for a in document["answers"]], object)}}
+            for document in load(catalog.get("squadv2"), directory).documents
+        ],
+    }
+
+    class Builder:
+        data_path = "somewhere"
+
+        def __init__(self, name, **_):
+            self.info = type("Info", (), {"full_name": name})
+
+        def is_prepared(self):
+            return self.info.full_name != "super_glue/copa"
+
+    monkeypatch.setattr(tfds, "builder", Builder)
+    for name, rows in records.items():
+        monkeypatch.setattr(prepared, "_records", lambda builder, split, rows=rows: map(prepared._plain, rows))
+        benchmark = catalog.get(name)
+        data = load_prepared(benchmark, tmp_path)
+        wanted = load(benchmark, directory)
+        assert [item.requests for item in benchmark.items(data, 0)] == [
+            item.requests for item in benchmark.items(wanted, 0)
+        ], name
+        assert [benchmark.form.target(d) for d in data.documents] == [
+            benchmark.form.target(d) for d in wanted.documents
+        ]
+        assert data.sources[0].split == benchmark.prepared.evaluated
+    with pytest.raises(DataError, match=r"copa: somewhere is not prepared; run `tfds build super_glue/copa`"):
+        load_prepared(catalog.get("copa"))
+    with pytest.raises(DataError, match="hellaswag is not in tensorflow-datasets as the prompts need it"):
+        load_prepared(catalog.get("hellaswag"))

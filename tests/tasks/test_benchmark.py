@@ -105,6 +105,14 @@ def test_too_many_shots_name_how_many_there_are(directory):
         catalog.get("pile").items(load(catalog.get("pile"), directory), shots=1)
 
 
+def test_rules_of_drawing_are_the_harness_rules():
+    """Without a test split one more is drawn, and the evaluated document dropped."""
+    rules = {name: benchmark.draw for name, benchmark in catalog.all_benchmarks().items()}
+    with_test = {name for name, benchmark in catalog.all_benchmarks().items() if benchmark.evaluated.name == "test"}
+    assert {name for name, rule in rules.items() if rule != "other"} == with_test | {"pile"}
+    assert [name for name, rule in rules.items() if rule == "first"] == ["mbpp"]
+
+
 def test_names_and_groups():
     assert [benchmark.name for benchmark in catalog.select(["cb", "superglue"])][:3] == ["cb", "boolq", "copa"]
     assert len(catalog.select(["paper", "superglue"])) == len(catalog.PAPER)

@@ -113,6 +113,12 @@ def test_squad_says_nothing_above_the_best_threshold(directory):
     assert estimates["best_exact"].stderr == pytest.approx(100 * math.sqrt((1 / 3) * (2 / 3) / 2))
 
 
+def test_squad_an_answer_where_there_is_none_costs_what_silence_had(directory):
+    # In order of their probability of no answer: q2 is answered (1 less), then q1 rightly (1 more).
+    _, estimates = squad(directory, ("Ada", -1.0), ("Bea", -3.0), ("x", -0.5))
+    assert estimates["best_exact"].value == pytest.approx(100 / 3)
+
+
 def test_squad_without_documents_of_a_kind_has_zero_there(directory):
     _, estimates = squad(directory, ("Ada", -3.0))
     assert estimates["NoAns_f1"] == (0.0, None) and estimates["HasAns_exact"] == (100.0, None)

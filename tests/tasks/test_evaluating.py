@@ -157,6 +157,32 @@ def test_unknown_tasks_and_mixtures_are_refused():
         get_mixture("superglu")
 
 
+def test_a_prepared_dataset_is_read_from_disk(directory, tmp_path):
+    """Written by tensorflow-datasets' own writer, with the features of its own builder."""
+    import tensorflow_datasets as tfds
+
+    with pytest.raises(DataError, match="winogrande/.* is not prepared; run `tfds build winogrande`"):
+        load_prepared(catalog.get("winogrande"), tmp_path)
+    builder = tfds.builder("winogrande", data_dir=tmp_path, try_gcs=False)
+    builder.data_path.mkdir(parents=True)
+    identity = tfds.core.DatasetIdentity(
+        name="winogrande", version=builder.version, data_dir=str(builder.data_path), module_name=""
+    )
+    writer = tfds.core.SequentialWriter(
+        tfds.core.DatasetInfo(builder=identity, features=builder.info.features), max_examples_per_shard=9
+    )
+    wanted = load(catalog.get("winogrande"), directory)
+    writer.initialize_splits(["validation", "train_xl"])
+    for split, documents in (("validation", wanted.documents), ("train_xl", wanted.pool)):
+        writer.add_examples(
+            {split: [{**{k: d[k] for k in d if k != "answer"}, "label": int(d["answer"]) - 1} for d in documents]}
+        )
+    writer.close_all()
+    data = load_prepared(catalog.get("winogrande"), tmp_path)
+    assert (data.documents, data.pool) == (wanted.documents, wanted.pool)
+    assert data.sources[0].describe() == "2 of 1,267 documents"
+
+
 def test_prepared_datasets_make_the_same_prompts(directory, tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 

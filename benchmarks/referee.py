@@ -32,6 +32,7 @@ example
 """
 TOLERANCE = 1e-12  # relative: sums of a few thousand float64 values in another order
 SHOWN = 10
+NOT_METRICS = {"task", "n_docs", "num_fewshot", "sample_len"}
 
 
 def main() -> int:
@@ -79,7 +80,7 @@ def compare(name: str, data_directory: pathlib.Path, folder: pathlib.Path) -> di
     outputs = _records(folder / f"{name}.outputs.jsonl")
     if outputs:
         metrics = json.loads((folder / "metrics.json").read_text())
-        wanted = {key: value for key, value in metrics[name].items() if isinstance(value, float)}
+        wanted = {key: value for key, value in metrics[name].items() if key not in NOT_METRICS}
         differences += compare_metrics(benchmark, data, outputs, wanted)
         counts["documents"], counts["aggregates"] = len(outputs), len(wanted)
     return {**counts, "differences": differences}

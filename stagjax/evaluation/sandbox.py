@@ -274,6 +274,8 @@ def _unused_users(workers: int) -> list[tuple[int, int, int]]:
     They are the highest numbers that this user namespace has, which nobody gives to people or services.
     """
     top, group = _highest("/proc/self/uid_map"), _highest("/proc/self/gid_map")
+    if top // 2 < max(1000, 2 * workers):
+        raise _Unavailable("this user namespace has no users to spare")
     taken = _users_of_processes()
     for _ in range(1000):
         first = random.SystemRandom().randrange(top // 2, top - 2 * workers)

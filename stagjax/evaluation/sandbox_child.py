@@ -60,7 +60,7 @@ class _Seen:
       stopped: why it was ended from outside, as a reason and its text; None if it ended.
       report: what came through the channel of the token.
       output: what it printed.
-      status: the keeper's word, JSON.
+      status: the keeper's word, or what kept the program from being run; JSON, a line each.
     """
 
     stopped: tuple[str, str] | None
@@ -159,7 +159,7 @@ class _Server:
                 sandbox_program.run(source, limits, token, hidden, ids)
             self._keep(program, status)
         except BaseException as error:
-            os.write(status, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
+            os.write(status, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n")
         finally:
             os._exit(1)
 
@@ -191,7 +191,7 @@ class _Server:
         ended = None
         while ended != program:
             ended, code, usage = os.wait4(-1, 0)
-        os.write(status, json.dumps({"status": code, "cpu": usage.ru_utime + usage.ru_stime}).encode())
+        os.write(status, json.dumps({"status": code, "cpu": usage.ru_utime + usage.ru_stime}).encode() + b"\n")
         os._exit(0)
 
     def _watch(self, readers: tuple[int, ...], deadline: float, limits: dict[str, Any]) -> _Seen:
@@ -270,7 +270,8 @@ def _judge(seen: _Seen, token: bytes, limits: dict[str, Any]) -> dict[str, Any]:
     """Return whether a program passed; the token alone proves it, all else only explains."""
     if seen.stopped:
         return _failed(*seen.stopped)
-    told = json.loads(seen.status or '{"error": "the keeper was killed"}')
+    # The first word counts: where a program's process could not be made ready, its keeper adds how it ended.
+    told = json.loads(seen.status.split(b"\n")[0] or '{"error": "the keeper was killed"}')
     if "error" in told:
         return {"passed": False, "reason": "sandbox", "detail": told["error"]}
     exit_code = os.waitstatus_to_exitcode(told["status"])

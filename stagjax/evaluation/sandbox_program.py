@@ -36,13 +36,14 @@ def run(source: str, limits: dict[str, Any], token: bytes, report: int, user: tu
     kernel.die_with_parent()
     kernel.filter_system_calls()
     _forget(report)
-    own, process, write, leave = os.getpid(), os.getpid, os.write, os._exit
+    # What is looked up later may by then be the program's: names of modules and built-ins, this process's very number.
+    own, process, write, leave, anything = os.getpid(), os.getpid, os.write, os._exit, BaseException
     try:
-        exec(compile(source, "<program>", "exec", dont_inherit=True, optimize=0), {})
-        message = token
-    except BaseException as error:
-        message = _describe(error)
-    try:
+        try:
+            exec(compile(source, "<program>", "exec", dont_inherit=True, optimize=0), {})
+            message = token
+        except anything as error:
+            message = _describe(error)
         if process() == own:  # and not a copy that the program made of itself
             write(report, message)
             sys.stdout.flush()

@@ -89,8 +89,8 @@ class Outcome(NamedTuple):
         "exception", "exit" (before its end), "signal".
       detail: the exception or the limit, one printable line; the program may have chosen its text.
       seconds: wall time, starting and ending it included.
-      output: what it printed on standard output and standard error, at most `Limits.output_bytes`, unchanged: do not
-        show it on a terminal.
+      output: the first 10,000 bytes of what it printed on standard output and standard error, unchanged: do not show
+        it on a terminal.
     """
 
     passed: bool
@@ -203,7 +203,7 @@ def _work(
                 outcome = Outcome(**json.loads(line))
                 if outcome.reason == "sandbox":
                     raise OSError(outcome.detail)
-            except (OSError, ValueError) as error:
+            except Exception as error:  # whatever it is, the other thread waits for it
                 done.put((number, error))
                 return
             done.put((number, outcome))

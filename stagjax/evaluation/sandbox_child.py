@@ -27,6 +27,7 @@ from stagjax.evaluation import sandbox_kernel as kernel
 from stagjax.evaluation import sandbox_program
 
 _REPORT_BYTES = 65536
+_KEPT_OUTPUT = 10_000
 _ENTRIES = 1024
 """Files and directories that a program may have."""
 
@@ -118,7 +119,7 @@ class _Server:
             seen = self._watch(readers, began + limits["wall_seconds"], limits)
         return _judge(seen, token, limits) | {
             "seconds": time.monotonic() - began,
-            "output": seen.output.decode(errors="replace"),
+            "output": seen.output[:_KEPT_OUTPUT].decode(errors="replace"),
         }
 
     @property
@@ -144,7 +145,6 @@ class _Server:
         try:
             os.setpgid(0, 0)
             kernel.die_with_parent()
-            self._offer_to_memory_killer()
             os.dup2(output, 1)
             os.dup2(output, 2)
             hidden = os.dup2(report, 200 + secrets.randbelow(800))
@@ -155,6 +155,7 @@ class _Server:
             os.chdir(self._home)
             program = os.fork()
             if program == 0:
+                self._offer_to_memory_killer()
                 ids = self._user and (self._user.program, self._user.group)
                 sandbox_program.run(source, limits, token, hidden, ids)
             self._keep(program, status)
@@ -179,7 +180,7 @@ class _Server:
         kernel.die_with_parent()
 
     def _offer_to_memory_killer(self) -> None:
-        """Let the kernel end programs before anything else when memory runs out."""
+        """Let the kernel end the program before anything else when memory runs out."""
         file = os.open("self/oom_score_adj", os.O_WRONLY, dir_fd=self._proc)
         os.write(file, b"1000")
         os.close(file)
@@ -222,7 +223,7 @@ class _Server:
         if ended and not stopped:
             for reader in (report, output):
                 held[reader] += _rest(reader)
-        return _Seen(stopped, bytes(held[report]), bytes(held[output][: limits["output_bytes"]]), bytes(held[status]))
+        return _Seen(stopped, bytes(held[report]), bytes(held[output]), bytes(held[status]))
 
     def _end(self, holder: int) -> None:
         """End all that a program has started; return when no process is left."""
@@ -285,7 +286,7 @@ def _judge(seen: _Seen, token: bytes, limits: dict[str, Any]) -> dict[str, Any]:
     try:
         report = json.loads(seen.report)
         return _failed(str(report["reason"])[:20], str(report["detail"])[:500])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):  # nothing, or of the program's making
         return _failed("exit", f"exit status {exit_code} before the program's end")
 
 
@@ -326,7 +327,7 @@ def main() -> None:
         proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
         jail = _isolate(setting["mode"], proc)
     except OSError as error:
-        sys.exit(error.strerror if error.filename is None else str(error))
+        sys.exit(str(error) if error.filename or not error.strerror else error.strerror)
     servers = []
     for number, (control, user) in enumerate(zip(controls, users, strict=True)):
         servers.append(os.fork())

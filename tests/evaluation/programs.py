@@ -115,6 +115,16 @@ CHEATS = {
             """,
             "exception",
         ),
+        "writes_nested": (
+            """
+            import contextlib, os
+            for number in range(3, 2000):
+                with contextlib.suppress(OSError):
+                    os.write(number, b"[" * 60_000)
+            os._exit(0)
+            """,
+            "exit",
+        ),
         "floods_everything": (
             """
             import contextlib, os

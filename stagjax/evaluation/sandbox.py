@@ -15,6 +15,7 @@ import random
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -218,6 +219,7 @@ def _servers(mode: str, workers: int) -> Iterator[list[socket.socket]]:
         "mode": mode,
         "users": [None] * workers if mode == "user namespaces" else _unused_users(workers),
         "sockets": [end.fileno() for end in theirs],
+        "directory": tempfile.gettempdir(),
     }
     # -E and -I would ignore the seed of hashes, without which a program may pass today and fail tomorrow.
     command = [sys.executable, "-s", "-S", "-P", "-B", "-X", "utf8", "-c", _CHILD + "sandbox_child.main()"]

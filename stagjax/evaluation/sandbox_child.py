@@ -297,20 +297,20 @@ def _failed(reason: str, detail: str) -> dict[str, Any]:
     return {"passed": False, "reason": reason if reason in known else "exception", "detail": line}
 
 
-def _isolate(mode: str, proc: int) -> str:
+def _isolate(mode: str, directory: str, proc: int) -> str:
     """Enter what all programs have in common; return the jail's path."""
     if mode == "uid":
-        return jails.build(separate_mounts=False)
+        return jails.build(directory)
     uid, gid = os.getuid(), os.getgid()
     flags = kernel.NEW_MOUNTS | kernel.NEW_NETWORK | kernel.NEW_IPC | kernel.NEW_SYSTEM_NAME
     kernel.unshare(flags | (kernel.NEW_USERS if mode == "user namespaces" else 0))
     if mode == "user namespaces":
         kernel.map_to_self(uid, gid, proc)
-    return jails.build(separate_mounts=True)
+    return jails.enter()
 
 
 def main() -> None:
-    """Serve as `sys.argv[1]` (JSON) says: mode, users and sockets; print "ready" or what is missing."""
+    """Serve as `sys.argv[1]` (JSON) says: mode, users, sockets, directory; print "ready" or what is missing."""
     setting = json.loads(sys.argv[1])
     users = [user and User(*user) for user in setting["users"]]
     controls = [socket.socket(fileno=descriptor) for descriptor in setting["sockets"]]
@@ -325,7 +325,7 @@ def main() -> None:
     gc.freeze()  # collecting would copy, in every program's process, what it shares with this one
     try:
         proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
-        jail = _isolate(setting["mode"], proc)
+        jail = _isolate(setting["mode"], setting["directory"], proc)
     except OSError as error:
         sys.exit(str(error) if error.filename or not error.strerror else error.strerror)
     servers = []

@@ -49,22 +49,20 @@ def load_modules() -> None:
                 importlib.import_module(name)
 
 
-def build(separate_mounts: bool) -> str:
-    """Make the directory that is to be the root of programs; return its path.
+def enter() -> str:
+    """Make a root directory of memory and enter it; needs a mount namespace, with which it goes. Return its path."""
+    # Mounted over /proc, which exists everywhere and holds none of what is copied.
+    kernel.make_mounts_private()
+    kernel.mount_memory("/proc", _LIBRARY_SIZE)
+    _copy_library("/proc")
+    kernel.enter_root("/proc")
+    kernel.make_read_only("/")
+    return "/"
 
-    Args:
-      separate_mounts: this process has a mount namespace of its own; the directory then is of memory, is entered at
-        once (the path is "/") and leaves nothing behind. Otherwise it lies on disk: call `remove` on it in the end.
-    """
-    if separate_mounts:
-        # Mounted over /proc, which exists everywhere and holds none of what is copied.
-        kernel.make_mounts_private()
-        kernel.mount_memory("/proc", _LIBRARY_SIZE)
-        _copy_library("/proc")
-        kernel.enter_root("/proc")
-        kernel.make_read_only("/")
-        return "/"
-    jail = tempfile.mkdtemp(prefix="stagjax_sandbox_")
+
+def build(directory: str) -> str:
+    """Make a root directory for programs on disk, below `directory`; return its path. Call `remove` in the end."""
+    jail = tempfile.mkdtemp(prefix="stagjax_sandbox_", dir=directory)
     try:
         os.chmod(jail, 0o755)
         _copy_library(jail)

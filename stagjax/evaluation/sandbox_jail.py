@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import importlib.machinery
 import itertools
 import os
 import pathlib

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import resource
 import shutil
 import socket
 import subprocess
@@ -126,6 +127,14 @@ def test_what_is_forbidden_fails(outcomes, name):
     assert outcomes[name].passed, outcomes[name]
 
 
+def test_files_and_disk_have_limits_of_their_own(outcomes):
+    assert outcomes["large_file"].detail == "OSError: [Errno 27] File too large"
+    assert outcomes["many_files"].detail in (
+        "OSError: [Errno 28] No space left on device",
+        "more than 4194304 bytes or 1024 files written",
+    )
+
+
 def test_processes_are_counted(outcomes):
     assert outcomes["counts_processes"].passed
     # Sleeping copies count, and the program itself.
@@ -165,6 +174,18 @@ def test_sets_have_one_order(machine):
     """A program whose result depends on the order of a set has the same result whenever it is run."""
     first, second = (machine.run(["print(list({'a', 'b', 'c', 'd', 'e', 'f'}))"])[0].output for _ in range(2))
     assert first == second != ""
+
+
+def test_no_descriptor_is_inherited_however_many_are_open(machine):
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 1400:
+        pytest.skip("this process may not open so many files")
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1200)]
+    try:
+        (outcome,) = machine.run([programs.HONEST["surroundings"]])
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+    assert outcome.passed, outcome
 
 
 def test_interrupted_leaves_nothing(machine):

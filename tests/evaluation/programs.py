@@ -48,6 +48,12 @@ HONEST = _programs(
         assert not [name for name in sys.modules if "stagjax" in name] and sys.argv == [""]
         assert os.getuid() != 0 and os.getgroups() in ([], [os.getgid()])
     """,
+    limits="""
+        from resource import *
+        assert getrlimit(RLIMIT_CPU) == (1, 2) and getrlimit(RLIMIT_AS) == (256 << 20,) * 2
+        assert getrlimit(RLIMIT_FSIZE) == (1 << 20,) * 2 and getrlimit(RLIMIT_NOFILE) == (32, 32)
+        assert getrlimit(RLIMIT_CORE) == (0, 0) and getrlimit(RLIMIT_NPROC)[1] < 10
+    """,
     leaves_a_daemon="""
         import os, time
         if os.fork() == 0:
@@ -174,20 +180,8 @@ CHEATS = {
 HARMS = {
     name: (textwrap.dedent(text), reasons)
     for name, (text, reasons) in {
-        "loop": ("while True:\n    pass", "time"),
         "sleep": ("import time\ntime.sleep(100)", "time"),
         "stop": ("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)", "time"),
-        "deaf_loop": (
-            """
-            import contextlib, signal
-            for number in range(1, 65):
-                with contextlib.suppress(OSError, ValueError):
-                    signal.signal(number, signal.SIG_IGN)
-            while True:
-                pass
-            """,
-            "time",
-        ),
         "large_number": ("9 ** 9 ** 9", "time memory"),
         "crash": ("import ctypes\nctypes.string_at(0)", "signal"),
         "deep": (
@@ -248,6 +242,18 @@ HARMS = {
         ),
     }.items()
 }
+
+BUSY = _programs(
+    loop="while True:\n    pass",
+    deaf_loop="""
+        import contextlib, signal
+        for number in range(1, 65):
+            with contextlib.suppress(OSError, ValueError):
+                signal.signal(number, signal.SIG_IGN)
+        while True:
+            pass
+    """,
+)
 
 # Run alone, once the limit on processes has been seen to hold.
 BOMBS = {

@@ -29,6 +29,7 @@ LIMITS = sandbox.Limits(
     output_bytes=1 << 16,
 )
 ROOT = pathlib.Path(__file__).parent.parent.parent
+PASSED = str([False, *[True] * 5])
 CONTAINER = (
     "chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw sys_chroot mknod setfcap"
 )
@@ -139,6 +140,12 @@ def test_processes_are_counted(outcomes):
     assert outcomes["counts_processes"].passed
     # Sleeping copies count, and the program itself.
     assert int(outcomes["counts_processes"].output) == LIMITS.processes - 1
+
+
+def test_busy_programs_are_stopped_by_their_own_time(machine):
+    """Not by the time of the wall, within which a busy machine gives more or less."""
+    for outcome in machine.run(list(programs.BUSY.values()), sandbox.Limits(wall_seconds=100, cpu_seconds=1)):
+        assert outcome[:3] == (False, "time", "1 s of CPU time"), outcome
 
 
 def test_bombs_end(machine, outcomes):
@@ -293,12 +300,14 @@ def test_a_probe_that_comes_too_far_is_no_isolation(monkeypatch):
         sandbox._probe("uid")
 
 
-def find_isolation(*prefix, script=""):
-    """Return what `find_isolation` says in another process, begun by a command: its mode or the error's text."""
+def find_isolation(*prefix):
+    """Return what another process, begun by a command, finds: its isolation and what passes in it, or the error."""
+    forbidden = [programs.FORBIDDEN[name] for name in ("write_root", "write_library", "become_root", "call_unshare")]
+    texts = ["assert False", "import os; os.fork(); os.fork()", *forbidden]
     code = (
         "from stagjax.evaluation import sandbox\nfrom stagjax.errors import UserError\n"
         "try:\n    print(sandbox.find_isolation().mode)\n"
-        "    print([o.passed for o in sandbox.run_programs(['', 'assert False', 'import os; os.fork(); os.fork()'])])\n"
+        f"    print([outcome.passed for outcome in sandbox.run_programs({texts!r})])\n"
         "except UserError as error:\n    print(error)\n"
     )
     if prefix and shutil.which(prefix[0]) is None:
@@ -321,7 +330,7 @@ def find_isolation(*prefix, script=""):
 def test_another_user_alone_in_a_container():
     """With the privileges that a container has by default: no namespaces."""
     capabilities = ",".join(["-all", *(f"+{name}" for name in CONTAINER.split())])
-    assert find_isolation("setpriv", f"--bounding-set={capabilities}") == ["uid", "[True, False, True]"]
+    assert find_isolation("setpriv", f"--bounding-set={capabilities}") == ["uid", PASSED]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="not root")
@@ -350,6 +359,6 @@ def test_another_user_in_user_namespaces(allowed):
     """
     said = find_isolation("unshare", "--mount", "bash", "-c", script, "bash")
     if allowed:
-        assert said == ["user namespaces", "[True, False, True]"]
+        assert said == ["user namespaces", PASSED]
     else:
         assert "unshare: Operation not permitted" in said[0] and "run as root, or allow user namespaces" in said[0]

@@ -1,0 +1,1 @@
+"""Scores of a model: benchmarks, perplexity, programs that it wrote."""

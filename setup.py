@@ -35,7 +35,8 @@ setuptools.setup(
         "zstandard",
     ],
     extras_require={
-        "data": ["seqio", "tensorflow-datasets"],
+        # tensorflow-datasets imports importlib_resources where it prepares a dataset, and does not ask for it.
+        "data": ["importlib_resources", "seqio", "tensorflow-datasets"],
         # Reads gs:// paths.
         "gcs": ["gcsfs"],
         "plots": ["matplotlib"],

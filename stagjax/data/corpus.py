@@ -8,9 +8,11 @@ import numpy as np
 
 from stagjax.config import DataConfig
 from stagjax.data.manifest import ContentHash, Manifest, rows_hash
-from stagjax.data.packing import Rows, pack
+from stagjax.data.packing import Rows, concatenate, pack, unpack
+from stagjax.data.prepared import broken_share, check_use, config_path, open_prepared, open_vocabulary
+from stagjax.data.row_files import StoredRows
 from stagjax.data.sources import SPLITS, Source, open_source, split_of
-from stagjax.data.vocabulary import EOS, Vocabulary, load_vocabulary
+from stagjax.data.vocabulary import EOS, Vocabulary
 from stagjax.errors import UserError, unknown
 
 _SHOWN = 5  # Skipped documents that a report names.
@@ -22,6 +24,7 @@ class EncodedDocument(NamedTuple):
     name: str
     text: str
     ids: np.ndarray
+    subset: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,16 +34,18 @@ class Corpus:
     Attributes:
       vocabulary: of the ids.
       train: packed rows.
-      validation: packed rows of documents that training never sees.
+      validation: packed rows of documents that training never sees, each of a single subset.
       manifest: their identity.
       skipped: "name: reason" for what could not be read.
+      subsets: names by the index that validation rows hold; ("",) where the corpus has none.
     """
 
     vocabulary: Vocabulary
-    train: Rows
-    validation: Rows
+    train: Rows | StoredRows
+    validation: Rows | StoredRows
     manifest: Manifest
     skipped: list[str]
+    subsets: tuple[str, ...] = ("",)
 
     @property
     def validation_bytes(self) -> int:
@@ -69,20 +74,29 @@ def load_corpus(config: DataConfig, vocab_size: int) -> Corpus:
     Raises:
       UserError: a source or vocabulary that cannot be read, more ids than `vocab_size`, or an empty split.
     """
-    vocabulary = load_vocabulary(config.vocabulary)
+    vocabulary = open_vocabulary(config)
     if vocabulary.size > vocab_size:
         raise UserError(
             f"model.vocab_size={vocab_size} is below the {vocabulary.size} ids of vocabulary {vocabulary.name!r}; "
             f"set model.vocab_size={vocabulary.size} or more"
         )
+    if config.source == "prepared":
+        return _prepared_corpus(config, vocabulary)
     source = open_source(config)
-    ids: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+    train: list[np.ndarray] = []
+    validation: dict[str, list[np.ndarray]] = {}
     content = {split: ContentHash() for split in SPLITS}
     for split, document in _encoded(source, vocabulary, config, SPLITS):
-        ids[split].append(document.ids)
+        (train if split == "train" else validation.setdefault(document.subset, [])).append(document.ids)
         content[split].add(document.name, document.text)
-    check_splits(config, {split: len(ids[split]) for split in SPLITS}, source.skipped)
-    rows = {split: pack(ids.pop(split), config.row_length) for split in SPLITS}
+    check_splits(config, {split: content[split].num_documents for split in SPLITS}, source.skipped)
+    subsets = tuple(sorted(validation))
+    rows = {
+        "train": pack(train, config.row_length),
+        "validation": concatenate(
+            [pack(validation.pop(name), config.row_length, index) for index, name in enumerate(subsets)]
+        ),
+    }
     manifest = Manifest(
         source=config.source,
         vocabulary_name=vocabulary.name,
@@ -98,18 +112,43 @@ def load_corpus(config: DataConfig, vocab_size: int) -> Corpus:
         validation_content_hash=content["validation"].hexdigest(),
         validation_rows_hash=rows_hash(rows["validation"]),
     )
-    return Corpus(vocabulary, rows["train"], rows["validation"], manifest, source.skipped)
+    return Corpus(vocabulary, rows["train"], rows["validation"], manifest, source.skipped, subsets)
+
+
+def _prepared_corpus(config: DataConfig, vocabulary: Vocabulary) -> Corpus:
+    prepared = open_prepared(config_path(config))
+    check_use(prepared, config, vocabulary)
+    rows = {split: prepared.rows(split) for split in SPLITS}
+    for split in SPLITS:
+        if not rows[split].num_rows:
+            raise UserError(f"empty corpus: data.path={config.path} has no row for {split}; prepare it with more text")
+    faults = broken_share(prepared.receipts).faults
+    skipped = [f"{case.where}: {case.detail}" for cases in faults.first.values() for case in cases]
+    return Corpus(vocabulary, rows["train"], rows["validation"], prepared.manifest(), skipped, prepared.subsets)
+
+
+def id_sequences(config: DataConfig, split: str) -> Iterator[np.ndarray]:
+    """Yield the ids of the documents of a split, with EOS: those that rows hold, in the order in which they end there.
+
+    Raises:
+      UserError: an unknown split, or a source or vocabulary that cannot be read.
+    """
+    if config.source != "prepared":
+        return (document.ids for document in documents(config, split))
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    return unpack(open_prepared(config_path(config)).rows(split).blocks())
 
 
 def documents(config: DataConfig, split: str) -> Iterator[EncodedDocument]:
-    """Yield the documents of a split, in order, with the ids that training packs.
+    """Yield the documents of a split, in order, with the ids that training packs; not of a prepared corpus.
 
     Raises:
       UserError: an unknown split, or a source or vocabulary that cannot be read.
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    source, vocabulary = open_source(config), load_vocabulary(config.vocabulary)
+    source, vocabulary = open_source(config), open_vocabulary(config)
     return (document for _, document in _encoded(source, vocabulary, config, (split,)))
 
 
@@ -153,4 +192,4 @@ def _encoded(
         split = split_of(document.name, config.validation_percent)
         if split in splits:
             ids = np.append(vocabulary.encode(document.text), np.int32(EOS))
-            yield split, EncodedDocument(document.name, document.text, ids)
+            yield split, EncodedDocument(document.name, document.text, ids, document.subset)

@@ -1,6 +1,7 @@
 """A directory of shards, on a disk or in a bucket: which files there are, and which split each belongs to."""
 
 import concurrent.futures
+import logging
 import os
 import pathlib
 import re
@@ -87,8 +88,7 @@ def open_shard(path: str, seconds: float = _STALL_SECONDS) -> IO[bytes]:
     """
     if not _is_url(path):
         return open(path, "rb")
-    file = _bounded(lambda: _filesystem(path).open(path, "rb", block_size=_READ), seconds, path)
-    return _Remote(file, path, seconds)
+    return _Remote(path, seconds)
 
 
 def read_expected_hashes(path: str, names: list[str]) -> dict[str, str]:
@@ -163,6 +163,9 @@ def _list_remote(path: str) -> Mapping[str, int]:
 def _filesystem(path: str) -> Any:
     import fsspec
 
+    # They warn, several times, of credentials that a public bucket does not need.
+    for name in ("gcsfs", "google.auth"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         return fsspec.core.url_to_fs(path)[0]
     except ImportError as error:
@@ -178,13 +181,15 @@ def _in_time(work: Callable[[], Any], path: str, seconds: float) -> Any:
     if not _is_url(path):
         return work()
     try:
-        return _bounded(work, seconds, path)
+        return _bounded(work, seconds)
     except UserError:
         raise
     except FileNotFoundError:
         raise UserError(f"--path={path} does not exist; correct it") from None
-    except RunFailed as error:
-        raise UserError(f"--path={path} cannot be listed: {error}") from None
+    except _NoAnswer:
+        raise UserError(
+            f"--path={path} gives no answer within {seconds:g} s; look at the network, the name and the credentials"
+        ) from None
     except Exception as error:
         # Whatever a client library raises: no network, no credentials, no permission.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -194,11 +199,15 @@ def _in_time(work: Callable[[], Any], path: str, seconds: float) -> Any:
         ) from None
 
 
-def _bounded(work: Callable[[], Any], seconds: float, path: str) -> Any:
+class _NoAnswer(Exception):
+    """A bucket did not answer in time."""
+
+
+def _bounded(work: Callable[[], Any], seconds: float) -> Any:
     """Return work(), done in a thread that is left behind where it takes too long: client libraries retry for minutes.
 
     Raises:
-      RunFailed: it took longer than `seconds`.
+      _NoAnswer: it took longer than `seconds`.
     """
     result: concurrent.futures.Future = concurrent.futures.Future()
 
@@ -209,40 +218,50 @@ def _bounded(work: Callable[[], Any], seconds: float, path: str) -> Any:
             result.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    try:
-        return result.result(seconds)
-    except TimeoutError:
-        if result.done():
-            raise
-        raise RunFailed(
-            f"{path} gives no answer within {seconds:g} s; look at the network, the name and the credentials, then "
-            "start again: what is finished stays"
-        ) from None
+    concurrent.futures.wait([result], seconds)
+    if not result.done():
+        raise _NoAnswer
+    return result.result()
 
 
 class _Remote:
-    """A file in a bucket, every read of which ends within bounded time."""
+    """A file in a bucket, every answer of which comes within bounded time.
 
-    def __init__(self, file: IO[bytes], path: str, seconds: float):
-        self._file, self._path, self._seconds = file, path, seconds
+    Raises (also `read`):
+      OSError: it cannot be read.
+      RunFailed: no answer within `seconds`.
+    """
+
+    def __init__(self, path: str, seconds: float):
+        self._path, self._seconds = path, seconds
         self._buffer, self._position = b"", 0
+        self._file = self._ask(lambda: _filesystem(path).open(path, "rb", block_size=_READ))
 
     def __enter__(self) -> "_Remote":
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None:  # A file that does not answer would not close either.
+            self._file.close()
 
     def read(self, size: int) -> bytes:
         """Return up to `size` bytes, none at the end."""
         if self._position == len(self._buffer):
-            try:
-                self._buffer, self._position = _bounded(lambda: self._file.read(_READ), self._seconds, self._path), 0
-            except (OSError, RunFailed):
-                raise
-            except Exception as error:
-                # A client library's own kind of error, which another process could not even be told of.
-                raise OSError(f"{type(error).__name__}: {error}") from None
+            self._buffer, self._position = self._ask(lambda: self._file.read(_READ)), 0
         data = self._buffer[self._position : self._position + size]
         self._position += len(data)
         return data
+
+    def _ask(self, work: Callable[[], Any]) -> Any:
+        try:
+            return _bounded(work, self._seconds)
+        except _NoAnswer:
+            raise RunFailed(
+                f"{self._path} gives no answer within {self._seconds:g} s; look at the network, then start again: what "
+                "is finished stays"
+            ) from None
+        except (OSError, UserError):
+            raise
+        except Exception as error:
+            # A client library's own kind of error, of which another process could not even be told.
+            raise OSError(f"{type(error).__name__}: {error}") from None

@@ -9,7 +9,8 @@ import numpy as np
 from stagjax.config import DataConfig
 from stagjax.data.manifest import ContentHash, Manifest, rows_hash
 from stagjax.data.packing import Rows, concatenate, pack, unpack
-from stagjax.data.prepared import broken_share, check_use, config_path, open_prepared, open_vocabulary
+from stagjax.data.prepared import check_use, config_path, open_prepared, open_vocabulary
+from stagjax.data.receipts import broken_share
 from stagjax.data.row_files import StoredRows
 from stagjax.data.sources import SPLITS, Source, open_source, split_of
 from stagjax.data.vocabulary import EOS, Vocabulary

@@ -14,7 +14,8 @@ from stagjax.data.faults import Fault, Faults
 from stagjax.data.layout import Shard, open_shard
 from stagjax.data.manifest import ContentHash
 from stagjax.data.packing import RowPacker
-from stagjax.data.prepared import DOCUMENTS, RECEIPTS, ROWS, Part, Receipt, StoredFile, sha256_of
+from stagjax.data.prepared import DOCUMENTS, RECEIPTS, ROWS
+from stagjax.data.receipts import Part, Receipt, StoredFile, sha256_of
 from stagjax.data.row_files import RowWriter
 from stagjax.data.shards import Document, ShardReader
 from stagjax.data.sources import split_of

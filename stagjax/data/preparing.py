@@ -21,10 +21,8 @@ from stagjax.data.prepared import (
     REPORT,
     ROWS,
     VOCABULARY,
-    Broken,
-    Receipt,
-    broken_share,
 )
+from stagjax.data.receipts import Broken, Receipt, broken_share
 from stagjax.data.vocabulary import Vocabulary, load_vocabulary
 from stagjax.data.workers import prepare_shards
 from stagjax.errors import RunFailed, UserError

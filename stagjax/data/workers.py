@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from stagjax.data.prepare_shard import Job, prepare_shard
-from stagjax.data.prepared import Receipt
+from stagjax.data.receipts import Receipt
 from stagjax.data.vocabulary import Vocabulary, load_vocabulary
 from stagjax.errors import RunFailed
 

@@ -6,7 +6,7 @@ from typing import Self
 import rich.console
 import rich.progress
 
-from stagjax.data.prepared import Receipt
+from stagjax.data.receipts import Receipt
 
 _LINE_SECONDS = 30.0  # Between lines, where there is no terminal.
 _SHOWN = 3  # Faults of a shard that are named when it is done.

@@ -13,7 +13,7 @@ def documents(seed, number):
     """Return [(text, subset)]."""
     random_ = random.Random(seed)
     return [
-        (" ".join(random_.choices(WORDS, k=random_.randrange(1, 160))), random_.choice(SUBSETS)) for _ in range(number)
+        (" ".join(random_.choices(WORDS, k=random_.randrange(2, 160))), random_.choice(SUBSETS)) for _ in range(number)
     ]
 
 

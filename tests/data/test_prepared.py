@@ -100,7 +100,9 @@ def test_what_does_not_fit_is_refused(data, tmp_path):
     tree = json.loads((tmp_path / "out" / "prepared.json").read_text())
     tree["settings"]["vocabulary_fingerprint"] = "other"
     (tmp_path / "out" / "prepared.json").write_text(json.dumps(tree))
-    with pytest.raises(UserError, match="data.vocabulary='bytes' is not the vocabulary that made the rows of data.path"):
+    with pytest.raises(
+        UserError, match="data.vocabulary='bytes' is not the vocabulary that made the rows of data.path"
+    ):
         load_corpus(dataclasses.replace(config, vocabulary="bytes"), 259)
     for text, message in (
         ("{", "prepared.json cannot be read"),

@@ -6,13 +6,16 @@ import jax
 import numpy as np
 import pytest
 
+from stagjax.config import Config, DataConfig, MeshConfig, TrainingConfig
 from stagjax.data.loader import validation_batches
 from stagjax.data.packing import concatenate, pack
 from stagjax.data.vocabulary import ByteVocabulary
+from stagjax.mesh import training_mesh
 from stagjax.training.state import create_state
 from stagjax.training.step import make_validation_step
 from stagjax.training.validation import SubsetSums
 from tests.data.pile import documents
+from tests.variants import tiny
 
 
 def test_sums_are_added_by_subset():
@@ -39,23 +42,15 @@ def test_without_subsets_there_is_one_line():
 
 @pytest.mark.parametrize("chunks", [1, 4])
 def test_a_subset_has_the_figures_of_its_documents_alone(chunks):
-    from tests.training.test_placement import case, one_device
-
-    import dataclasses
-
-    config = case("fsdp")
-    config = dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, vocab_size=259),
-        training=dataclasses.replace(config.training, loss_chunks=chunks),
-    )
+    config = Config(tiny(vocab_size=259), DataConfig(row_length=20), TrainingConfig(global_batch=8, loss_chunks=chunks))
     length, vocabulary = config.data.row_length, ByteVocabulary()
     texts = [text for text, _ in documents(1, 12)]
     groups = [texts[:7], texts[7:]]
     parts = [
-        pack([np.append(vocabulary.encode(text), 2) for text in group], length, index) for index, group in enumerate(groups)
+        pack([np.append(vocabulary.encode(text), 2) for text in group], length, index)
+        for index, group in enumerate(groups)
     ]
-    params = create_state(config, one_device())["params"]
+    params = create_state(config, training_mesh(MeshConfig(), jax.devices()[:1]))["params"]
     step = jax.jit(make_validation_step(config))
     lengths_V = np.asarray(vocabulary.byte_lengths, np.float32)
 

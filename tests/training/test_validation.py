@@ -42,7 +42,11 @@ def test_without_subsets_there_is_one_line():
 
 @pytest.mark.parametrize("chunks", [1, 4])
 def test_a_subset_has_the_figures_of_its_documents_alone(chunks):
-    config = Config(tiny(vocab_size=259), DataConfig(row_length=20), TrainingConfig(global_batch=8, loss_chunks=chunks))
+    config = Config(
+        tiny(vocab_size=259, num_stacks=1, layers_per_stack=1),
+        DataConfig(row_length=20),
+        TrainingConfig(global_batch=8, loss_chunks=chunks),
+    )
     length, vocabulary = config.data.row_length, ByteVocabulary()
     texts = [text for text, _ in documents(1, 12)]
     groups = [texts[:7], texts[7:]]

@@ -5,8 +5,12 @@ import contextlib
 import os
 import pathlib
 import types
+from typing import TYPE_CHECKING
 
 from stagjax.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from stagjax.data.preparing import Outcome
 
 PREPARE_EPILOG = """\
 examples:
@@ -46,7 +50,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     prepare.add_argument(
         "--path", required=True, metavar="DIR", help="directory of the shards, here or gs://BUCKET/DIRECTORY"
     )
-    prepare.add_argument("--output", required=True, type=pathlib.Path, metavar="DIR", help="directory to be made")
+    prepare.add_argument("--output", required=True, metavar="DIR", help="directory to be made, on this machine")
     prepare.add_argument(
         "--vocabulary", required=True, metavar="bytes|FILE.model", help="bytes, or a model made by `stagjax data vocab`"
     )
@@ -113,12 +117,14 @@ def _prepare(args: argparse.Namespace) -> int:
         settings = Settings(args.vocabulary, args.row_length, args.validation_percent or 0, not args.rows_only)
         processes = args.processes or _cores()
         try:
-            outcome = prepare(shards, settings, args.output, progress, processes, args.max_broken, hashes, documents)
+            outcome = prepare(
+                shards, settings, pathlib.Path(args.output), progress, processes, args.max_broken, hashes, documents
+            )
         except UserError as error:
             raise UserError(str(error).replace("data.vocabulary=", "--vocabulary=")) from None
         except KeyboardInterrupt:
             raise KeyboardInterrupt("interrupted; the same command goes on with the shards that are not done") from None
-    for line in _summary(args.output, outcome):
+    for line in _summary(pathlib.Path(args.output), outcome):
         print(line)
     return 0
 
@@ -134,7 +140,7 @@ def _check(args: argparse.Namespace) -> None:
         if value is not None and not (low <= value and (high is None or value <= high)):
             rule = f"{low} or more" if high is None else f"{low} to {high}"
             raise UserError(f"{flag}={value:g} is outside its range; use {rule}")
-    if "://" in str(args.output) or ":/" in str(args.output):
+    if "://" in args.output:
         raise UserError(f"--output={args.output} is no directory of this machine; prepare here, then copy it")
 
 
@@ -153,7 +159,7 @@ def _documents() -> types.ModuleType:
     return documents
 
 
-def _summary(output: pathlib.Path, outcome: "Outcome") -> list[str]:  # noqa: F821
+def _summary(output: pathlib.Path, outcome: "Outcome") -> list[str]:
     """Return lines on what there is, what is broken, and how fast it went."""
     lines = []
     for split in ("train", "validation", "test"):

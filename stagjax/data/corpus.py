@@ -10,7 +10,6 @@ from stagjax.config import DataConfig
 from stagjax.data.manifest import ContentHash, Manifest, rows_hash
 from stagjax.data.packing import Rows, concatenate, pack, unpack
 from stagjax.data.prepared import check_use, config_path, open_prepared, open_vocabulary
-from stagjax.data.receipts import broken_share
 from stagjax.data.row_files import StoredRows
 from stagjax.data.sources import SPLITS, Source, open_source, split_of
 from stagjax.data.vocabulary import EOS, Vocabulary
@@ -123,9 +122,8 @@ def _prepared_corpus(config: DataConfig, vocabulary: Vocabulary) -> Corpus:
     for split in SPLITS:
         if not rows[split].num_rows:
             raise UserError(f"empty corpus: data.path={config.path} has no row for {split}; prepare it with more text")
-    faults = broken_share(prepared.receipts).faults
-    skipped = [f"{case.where}: {case.detail}" for cases in faults.first.values() for case in cases]
-    return Corpus(vocabulary, rows["train"], rows["validation"], prepared.manifest(), skipped, prepared.subsets)
+    # What could not be read was said when it was prepared, and is in report.json.
+    return Corpus(vocabulary, rows["train"], rows["validation"], prepared.manifest(), [], prepared.subsets)
 
 
 def id_sequences(config: DataConfig, split: str) -> Iterator[np.ndarray]:

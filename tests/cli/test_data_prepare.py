@@ -81,7 +81,7 @@ def test_verify_names_a_file_that_has_changed(tmp_path, capfd):
         (["--max-broken=1.5"], {}, "--max-broken=1.5 is outside its range; use 0 to 1"),
         (["--sha256={}/none"], {}, "--sha256={}/none cannot be read"),
         ([], {"vocabulary": "{}/none.model"}, "--vocabulary='{}/none.model' cannot be read (No such file"),
-        ([], {"output": "gs://bucket/out"}, "--output=gs:/bucket/out is no directory of this machine"),
+        ([], {"output": "gs://bucket/out"}, "--output=gs://bucket/out is no directory of this machine"),
         ([], {"output": "{}/in"}, "--output={}/in is not empty and was not made by stagjax data prepare"),
         (["--config.data.path=x"], {}, "--config.data.path=x: `stagjax data prepare` reads no experiment"),
         (["--max-brokn=1"], {}, "unknown argument '--max-brokn=1'"),

@@ -132,6 +132,12 @@ def test_a_flat_directory_is_split_like_the_same_files_read_directly(tmp_path):
         assert found == direct and len(found) > 5
 
 
+def test_a_bucket_gives_what_a_directory_gives(bucket, whole, tmp_path):
+    write_pile(tmp_path / "in")
+    run("gs://pile/in", tmp_path / "out", processes=2)
+    assert files(tmp_path / "out") == files(whole)
+
+
 def test_other_sources_and_settings_are_refused(pile, whole, tmp_path):
     before = files(whole)
     for change, message in (

@@ -15,7 +15,7 @@ from stagjax.data.packing import Rows
 from stagjax.data.prepared import open_prepared, verify
 from stagjax.data.preparing import Settings, prepare
 from stagjax.errors import UserError
-from tests.data.pile import write_pile
+from tests.data.pile import compress, lines, write_pile
 from tests.data.test_preparing import Watcher
 
 
@@ -72,6 +72,14 @@ def test_the_manifest_knows_other_data_and_not_another_place(data, tmp_path):
     other = load_corpus(make(tmp_path / "other", tmp_path / "out3"), 259).manifest
     names = [line.partition(":")[0] for line in differences(manifest, other)]
     assert {"train_documents", "train_bytes", "train_content_hash", "train_rows_hash"} <= set(names)
+    # One letter, with all counts as before.
+    shard = tmp_path / "in" / "train" / "01.jsonl.zst"
+    shard.write_bytes(compress(lines(texts["train/01.jsonl.zst"]).replace(b"stack", b"stock", 1)))
+    changed = load_corpus(make(tmp_path / "in", tmp_path / "changed"), 259).manifest
+    assert [line.partition(":")[0] for line in differences(manifest, changed)] == [
+        "train_content_hash",
+        "train_rows_hash",
+    ]
 
 
 def test_documents_are_those_of_the_shards(data):

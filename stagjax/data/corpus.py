@@ -9,7 +9,7 @@ import numpy as np
 from stagjax.config import DataConfig
 from stagjax.data.manifest import ContentHash, Manifest, rows_hash
 from stagjax.data.packing import Rows, concatenate, pack, unpack
-from stagjax.data.prepared import check_use, config_path, open_prepared, open_vocabulary
+from stagjax.data.prepared import Prepared, check_use, config_path, open_prepared, open_vocabulary
 from stagjax.data.row_files import StoredRows
 from stagjax.data.sources import SPLITS, Source, open_source, split_of
 from stagjax.data.vocabulary import EOS, Vocabulary
@@ -126,29 +126,28 @@ def _prepared_corpus(config: DataConfig, vocabulary: Vocabulary) -> Corpus:
     return Corpus(vocabulary, rows["train"], rows["validation"], prepared.manifest(), [], prepared.subsets)
 
 
-def id_sequences(config: DataConfig, split: str) -> Iterator[np.ndarray]:
-    """Yield the ids of the documents of a split, with EOS: those that rows hold, in the order in which they end there.
-
-    Raises:
-      UserError: an unknown split, or a source or vocabulary that cannot be read.
-    """
-    if config.source != "prepared":
-        return (document.ids for document in documents(config, split))
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
-    return unpack(open_prepared(config_path(config)).rows(split).blocks())
-
-
 def documents(config: DataConfig, split: str) -> Iterator[EncodedDocument]:
-    """Yield the documents of a split, in order, with the ids that training packs; not of a prepared corpus.
+    """Yield the documents of a split, in order, with the ids that training packs.
+
+    Those of prepared data are read back from the rows, in the order in which they end there: with the text that their
+    ids stand for, numbered instead of named, and of a subset where rows are of one. They have a "test" split too.
 
     Raises:
       UserError: an unknown split, or a source or vocabulary that cannot be read.
     """
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
+    splits = (*SPLITS, "test") if config.source == "prepared" else SPLITS
+    if split not in splits:
+        raise unknown("split", split, splits)
+    if config.source == "prepared":
+        return _unpacked(open_prepared(config_path(config)), open_vocabulary(config), split)
     source, vocabulary = open_source(config), open_vocabulary(config)
     return (document for _, document in _encoded(source, vocabulary, config, (split,)))
+
+
+def _unpacked(prepared: Prepared, vocabulary: Vocabulary, split: str) -> Iterator[EncodedDocument]:
+    subsets = (*prepared.subsets, "")  # The last, -1, where rows mix them.
+    for number, (ids, subset) in enumerate(unpack(prepared.rows(split).blocks()), 1):
+        yield EncodedDocument(f"{split}#{number}", vocabulary.decode(ids[:-1]), ids, subsets[subset])
 
 
 def check_splits(config: DataConfig, num_documents: dict[str, int], skipped: list[str]) -> None:

@@ -149,8 +149,10 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
     )
 
 
-def unpack(parts: Iterable[Rows]) -> Iterator[np.ndarray]:
-    """Yield the ids of every document, with its EOS: what was packed, in the order in which documents end.
+def unpack(parts: Iterable[Rows]) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield the ids of every document, with its EOS, and its subset: what was packed, in the order in which they end.
+
+    The subset is an index, -1 where rows mix them.
 
     Args:
       parts: consecutive rows; where rows are of single subsets, a document goes on in the next row of its own.
@@ -159,10 +161,11 @@ def unpack(parts: Iterable[Rows]) -> Iterator[np.ndarray]:
     for rows in parts:
         for row in range(rows.num_rows):
             tokens = rows.targets_RT[row][rows.segment_ids_RT[row] > 0]
-            pending = begun.setdefault(-1 if rows.subsets_R is None else int(rows.subsets_R[row]), [])
+            subset = -1 if rows.subsets_R is None else int(rows.subsets_R[row])
+            pending = begun.setdefault(subset, [])
             start = 0
             for end in np.flatnonzero(tokens == EOS) + 1:
-                yield np.concatenate([*pending, tokens[start:end]])
+                yield np.concatenate([*pending, tokens[start:end]]), subset
                 pending.clear()
                 start = end
             if start < tokens.size:

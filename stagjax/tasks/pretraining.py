@@ -6,7 +6,7 @@ import seqio
 import tensorflow as tf
 
 from stagjax.config import DataConfig
-from stagjax.data.corpus import id_sequences
+from stagjax.data.corpus import documents
 from stagjax.data.prepared import open_vocabulary
 from stagjax.data.sources import SPLITS
 from stagjax.tasks.registry import SeqioVocabulary
@@ -26,7 +26,7 @@ def register(name: str, config: DataConfig) -> seqio.Task:
     def dataset(split: str, shuffle_files: bool = False) -> tf.data.Dataset:
         del shuffle_files  # Documents have one order; rows, not documents, are shuffled.
         return tf.data.Dataset.from_generator(
-            lambda: ({"targets": ids} for ids in id_sequences(config, split)),
+            lambda: ({"targets": document.ids} for document in documents(config, split)),
             output_signature={"targets": tf.TensorSpec([None], tf.int32)},
         )
 

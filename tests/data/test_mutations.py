@@ -46,7 +46,7 @@ def prepared(root, name, data):
     receipt = prepare_shard(job, ByteVocabulary(), lambda num_bytes: None)
     part = receipt.parts["train"]
     file = RowFile(root / "out" / part.row_file.name, part.rows, part.tokens, part.documents, ())
-    texts = [ByteVocabulary().decode(ids[:-1]) for ids in unpack(StoredRows([file], 64, False).blocks())]
+    texts = [ByteVocabulary().decode(ids[:-1]) for ids, _ in unpack(StoredRows([file], 64, False).blocks())]
     return receipt, texts
 
 

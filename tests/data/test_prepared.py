@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stagjax.config import DataConfig
-from stagjax.data.corpus import id_sequences, load_corpus
+from stagjax.data.corpus import documents, load_corpus
 from stagjax.data.layout import list_shards
 from stagjax.data.loader import RowLoader, validation_batches
 from stagjax.data.manifest import Manifest, differences
@@ -86,8 +86,14 @@ def test_documents_are_those_of_the_shards(data):
     config, texts = data
     wanted = [[*(3 + byte for byte in text.encode()), 2] for name in sorted(texts) if name.startswith("train/")
               for text, _ in texts[name]]  # fmt: skip
-    assert [ids.tolist() for ids in id_sequences(config, "train")] == wanted
-    assert sum(1 for _ in id_sequences(config, "validation")) == 40
+    found = list(documents(config, "train"))
+    assert [document.ids.tolist() for document in found] == wanted
+    assert [document.name for document in found[:2]] == ["train#1", "train#2"]
+    for split, name in (("validation", "val.jsonl.zst"), ("test", "test.jsonl.zst")):
+        found = [(document.text, document.subset) for document in documents(config, split)]
+        assert sorted(found) == sorted(texts[name])
+    with pytest.raises(UserError, match="unknown split 'tests'; did you mean 'test'"):
+        documents(config, "tests")
 
 
 def test_what_does_not_fit_is_refused(data, tmp_path):

@@ -95,7 +95,9 @@ def test_rows_of_validation_and_test_hold_one_subset_each(pile, whole, split, na
         texts = [document for document in pile[1][name] if document[1] == subset]
         own = rows.select(rows.subsets_R == index)
         np.testing.assert_array_equal(own.targets_RT, pack(ids(vocabulary, texts), 32).targets_RT)
-    assert sorted(map(tuple, unpack([rows]))) == sorted(map(tuple, ids(vocabulary, pile[1][name])))
+    assert sorted(tuple(document) for document, _ in unpack([rows])) == sorted(
+        map(tuple, ids(vocabulary, pile[1][name]))
+    )
 
 
 def test_nothing_depends_on_the_number_of_processes(pile, whole, tmp_path):
@@ -118,7 +120,7 @@ def test_a_second_run_does_nothing_and_a_lost_file_is_made_anew(pile, whole, tmp
 
 def test_a_flat_directory_is_split_like_the_same_files_read_directly(tmp_path):
     from stagjax.config import DataConfig
-    from stagjax.data.corpus import id_sequences
+    from stagjax.data.corpus import documents as read
 
     (tmp_path / "in").mkdir()
     for name in ("a.jsonl.zst", "b.jsonl.zst"):
@@ -126,9 +128,9 @@ def test_a_flat_directory_is_split_like_the_same_files_read_directly(tmp_path):
     (tmp_path / "in" / "c.jsonl").write_bytes(lines(documents("c", 3)))
     run(tmp_path / "in", tmp_path / "out", Settings("bytes", 32, 10, False), percent=10)
     for split in ("train", "validation"):
-        direct = id_sequences(DataConfig("jsonl", str(tmp_path / "in"), "bytes", 32, 10), split)
-        found = id_sequences(DataConfig("prepared", str(tmp_path / "out"), "prepared", 32), split)
-        direct, found = (sorted(tuple(document.tolist()) for document in part) for part in (direct, found))
+        direct = read(DataConfig("jsonl", str(tmp_path / "in"), "bytes", 32, 10), split)
+        found = read(DataConfig("prepared", str(tmp_path / "out"), "prepared", 32), split)
+        direct, found = (sorted((document.text, tuple(document.ids)) for document in part) for part in (direct, found))
         assert found == direct and len(found) > 5
 
 

@@ -2,6 +2,9 @@
 
     stagjax info --config=experiments/pile.py:VARIANT
 
+Data: rows made from The Pile's files by `stagjax data prepare` (docs/data.md), named by --config.data.path=DIR; their
+vocabulary comes with them.
+
 Published results (arXiv 2501.15665, section 4): separate_2x18 at or better than baseline_36, shared_2x18 clearly better
 than baseline_18 at about equal parameters. Here: not yet run. Memory, days and chip-hours on a
 pod: docs/plan.md (estimates). Any variant takes `,runlocal`: a tiny model of bytes on Python's standard library, 60
@@ -91,7 +94,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         }
     )
     config.data = ml_collections.ConfigDict(
-        {"source": "jsonl", "path": None, "vocabulary": "bytes", "row_length": 1280, "validation_percent": 1}
+        {"source": "prepared", "path": None, "vocabulary": "prepared", "row_length": 1280, "validation_percent": 1}
     )
     config.training = ml_collections.ConfigDict(
         {

@@ -108,11 +108,13 @@ class DataConfig:
     """What is read, with which vocabulary, in rows of which length.
 
     Attributes:
-      source: "stdlib" (the standard library of the running Python), "text" (one document a file) or "jsonl".
+      source: "stdlib" (the standard library of the running Python), "text" (one document a file), "jsonl", or
+        "prepared" (rows made by `stagjax data prepare`).
       path: directory of the source; None for "stdlib".
-      vocabulary: "bytes", or the path of a SentencePiece model.
+      vocabulary: "bytes", the path of a SentencePiece model, or "prepared" for the one that made the rows.
       row_length: target ids in a packed row; at most `model.max_length`.
-      validation_percent: share of documents, chosen by the hash of their name, that training never sees.
+      validation_percent: share of documents, chosen by the hash of their name, that training never sees; what is
+        prepared has been divided already.
     """
 
     source: str = "stdlib"
@@ -123,7 +125,12 @@ class DataConfig:
 
     def check(self) -> None:
         """Raise `UserError` for values outside the schema (files are looked at when they are opened)."""
-        _one_of(self, "data", "source", ("stdlib", "text", "jsonl"))
+        _one_of(self, "data", "source", ("stdlib", "text", "jsonl", "prepared"))
+        if self.vocabulary == "prepared" and self.source != "prepared":
+            raise UserError(
+                f"data.vocabulary='prepared' is that of prepared data, but data.source={self.source!r}; use "
+                "data.source='prepared', 'bytes' or the path of a model"
+            )
         _at_least(self, "data", "row_length", 2)
         _at_least(self, "data", "validation_percent", 1)
         if self.validation_percent > 50:

@@ -121,7 +121,9 @@ def load(
     params, metadata = checkpoints.restore_params(step, functools.partial(stored_shardings, decoding_mesh(sizes)))
     config = Config.from_dict(metadata["config"])
     own = workdir / VOCABULARY
-    vocabulary = load_vocabulary(str(own) if own.exists() else config.data.vocabulary)
+    # A workdir holds every vocabulary but that of bytes, also where data were prepared with it.
+    named = "bytes" if config.data.vocabulary == "prepared" else config.data.vocabulary
+    vocabulary = load_vocabulary(str(own) if own.exists() else named)
     trained_with = metadata["manifest"]["vocabulary_fingerprint"]
     if vocabulary.fingerprint != trained_with:
         raise UserError(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from stagjax.config import Config, config_differences, from_json, to_json
 from stagjax.data.manifest import Manifest, differences
+from stagjax.data.prepared import vocabulary_spec
 from stagjax.errors import RunFailed, UserError
 from stagjax.files import write_whole
 
@@ -62,9 +63,10 @@ def claim(workdir: pathlib.Path, config: Config, manifest: Manifest) -> None:
     if stored is not None:
         _refuse(workdir, differences(Manifest.from_dict(json.loads(stored)), manifest))
     try:
-        if config.data.vocabulary != "bytes" and not (workdir / VOCABULARY).exists():
+        vocabulary = vocabulary_spec(config.data)
+        if vocabulary != "bytes" and not (workdir / VOCABULARY).exists():
             partial = workdir / (VOCABULARY + ".partial")
-            shutil.copyfile(config.data.vocabulary, partial)
+            shutil.copyfile(vocabulary, partial)
             os.replace(partial, workdir / VOCABULARY)
         write_whole(workdir / MANIFEST, json.dumps(manifest.to_dict(), indent=2, sort_keys=True))
         # Last: its presence says that the workdir is whole.

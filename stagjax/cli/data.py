@@ -1,9 +1,10 @@
-"""`stagjax data`: train a vocabulary on the training documents of a corpus."""
+"""`stagjax data`: vocabularies, and corpora prepared for training."""
 
 import argparse
 import time
 from typing import TYPE_CHECKING
 
+from stagjax.cli import data_prepare
 from stagjax.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
@@ -13,6 +14,8 @@ EPILOG = """\
 examples:
   stagjax data vocab --source=stdlib --size=8192 --output=vocab/stdlib_8k.model
   stagjax data vocab --source=jsonl --path=pile/ --size=256000 --output=vocab/pile.model
+  stagjax data prepare --path=pile/ --vocabulary=vocab/pile.model --row-length=1280 --output=pile_1280
+  stagjax data verify --path=pile_1280
 
 `stagjax data COMMAND --help` explains a command's arguments.
 """
@@ -70,9 +73,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="share of documents that is held out, as data.validation_percent in the experiment (default: 5)",
     )
+    vocab.set_defaults(action=_vocab)
+    data_prepare.add_commands(commands)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the subcommand and return the exit status."""
+    if args.overrides:
+        raise UserError(
+            f"--config.{args.overrides[0]}: `stagjax data {args.data_command}` reads no experiment; see its --help"
+        )
+    return args.action(args)
+
+
+def _vocab(args: argparse.Namespace) -> int:
     """Run `stagjax data vocab` and return the exit status.
 
     Raises:
@@ -84,8 +98,6 @@ def run(args: argparse.Namespace) -> int:
     from stagjax.data.corpus import skipped_lines
     from stagjax.data.vocabulary import refuse_existing, train_sentencepiece
 
-    if args.overrides:
-        raise UserError(f"--config.{args.overrides[0]}: `stagjax data vocab` reads no experiment; see its --help")
     refuse_existing(args.output)  # Before reading for minutes, too.
     console = Console(markup=False, highlight=False, soft_wrap=True)
     try:

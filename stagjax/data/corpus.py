@@ -8,9 +8,11 @@ import numpy as np
 
 from stagjax.config import DataConfig
 from stagjax.data.manifest import ContentHash, Manifest, rows_hash
-from stagjax.data.packing import Rows, pack
+from stagjax.data.packing import Rows, concatenate, pack, unpack
+from stagjax.data.prepared import Prepared, check_use, config_path, open_prepared, open_vocabulary
+from stagjax.data.row_files import StoredRows
 from stagjax.data.sources import SPLITS, Source, open_source, split_of
-from stagjax.data.vocabulary import EOS, Vocabulary, load_vocabulary
+from stagjax.data.vocabulary import EOS, Vocabulary
 from stagjax.errors import UserError, unknown
 
 _SHOWN = 5  # Skipped documents that a report names.
@@ -22,6 +24,7 @@ class EncodedDocument(NamedTuple):
     name: str
     text: str
     ids: np.ndarray
+    subset: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,16 +34,18 @@ class Corpus:
     Attributes:
       vocabulary: of the ids.
       train: packed rows.
-      validation: packed rows of documents that training never sees.
+      validation: packed rows of documents that training never sees, each of a single subset.
       manifest: their identity.
       skipped: "name: reason" for what could not be read.
+      subsets: names by the index that validation rows hold; ("",) where the corpus has none.
     """
 
     vocabulary: Vocabulary
-    train: Rows
-    validation: Rows
+    train: Rows | StoredRows
+    validation: Rows | StoredRows
     manifest: Manifest
     skipped: list[str]
+    subsets: tuple[str, ...] = ("",)
 
     @property
     def validation_bytes(self) -> int:
@@ -69,20 +74,29 @@ def load_corpus(config: DataConfig, vocab_size: int) -> Corpus:
     Raises:
       UserError: a source or vocabulary that cannot be read, more ids than `vocab_size`, or an empty split.
     """
-    vocabulary = load_vocabulary(config.vocabulary)
+    vocabulary = open_vocabulary(config)
     if vocabulary.size > vocab_size:
         raise UserError(
             f"model.vocab_size={vocab_size} is below the {vocabulary.size} ids of vocabulary {vocabulary.name!r}; "
             f"set model.vocab_size={vocabulary.size} or more"
         )
+    if config.source == "prepared":
+        return _prepared_corpus(config, vocabulary)
     source = open_source(config)
-    ids: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+    train: list[np.ndarray] = []
+    validation: dict[str, list[np.ndarray]] = {}
     content = {split: ContentHash() for split in SPLITS}
     for split, document in _encoded(source, vocabulary, config, SPLITS):
-        ids[split].append(document.ids)
+        (train if split == "train" else validation.setdefault(document.subset, [])).append(document.ids)
         content[split].add(document.name, document.text)
-    check_splits(config, {split: len(ids[split]) for split in SPLITS}, source.skipped)
-    rows = {split: pack(ids.pop(split), config.row_length) for split in SPLITS}
+    check_splits(config, {split: content[split].num_documents for split in SPLITS}, source.skipped)
+    subsets = tuple(sorted(validation))
+    rows = {
+        "train": pack(train, config.row_length),
+        "validation": concatenate(
+            [pack(validation.pop(name), config.row_length, index) for index, name in enumerate(subsets)]
+        ),
+    }
     manifest = Manifest(
         source=config.source,
         vocabulary_name=vocabulary.name,
@@ -98,19 +112,42 @@ def load_corpus(config: DataConfig, vocab_size: int) -> Corpus:
         validation_content_hash=content["validation"].hexdigest(),
         validation_rows_hash=rows_hash(rows["validation"]),
     )
-    return Corpus(vocabulary, rows["train"], rows["validation"], manifest, source.skipped)
+    return Corpus(vocabulary, rows["train"], rows["validation"], manifest, source.skipped, subsets)
+
+
+def _prepared_corpus(config: DataConfig, vocabulary: Vocabulary) -> Corpus:
+    prepared = open_prepared(config_path(config))
+    check_use(prepared, config, vocabulary)
+    rows = {split: prepared.rows(split) for split in SPLITS}
+    for split in SPLITS:
+        if not rows[split].num_rows:
+            raise UserError(f"empty corpus: data.path={config.path} has no row for {split}; prepare it with more text")
+    # What could not be read was said when it was prepared, and is in report.json.
+    return Corpus(vocabulary, rows["train"], rows["validation"], prepared.manifest(), [], prepared.subsets)
 
 
 def documents(config: DataConfig, split: str) -> Iterator[EncodedDocument]:
     """Yield the documents of a split, in order, with the ids that training packs.
 
+    Those of prepared data are read back from the rows, in the order in which they end there: with the text that their
+    ids stand for, numbered instead of named, and of a subset where rows are of one. They have a "test" split too.
+
     Raises:
       UserError: an unknown split, or a source or vocabulary that cannot be read.
     """
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
-    source, vocabulary = open_source(config), load_vocabulary(config.vocabulary)
+    splits = (*SPLITS, "test") if config.source == "prepared" else SPLITS
+    if split not in splits:
+        raise unknown("split", split, splits)
+    if config.source == "prepared":
+        return _unpacked(open_prepared(config_path(config)), open_vocabulary(config), split)
+    source, vocabulary = open_source(config), open_vocabulary(config)
     return (document for _, document in _encoded(source, vocabulary, config, (split,)))
+
+
+def _unpacked(prepared: Prepared, vocabulary: Vocabulary, split: str) -> Iterator[EncodedDocument]:
+    subsets = (*prepared.subsets, "")  # The last, -1, where rows mix them.
+    for number, (ids, subset) in enumerate(unpack(prepared.rows(split).blocks()), 1):
+        yield EncodedDocument(f"{split}#{number}", vocabulary.decode(ids[:-1]), ids, subsets[subset])
 
 
 def check_splits(config: DataConfig, num_documents: dict[str, int], skipped: list[str]) -> None:
@@ -153,4 +190,4 @@ def _encoded(
         split = split_of(document.name, config.validation_percent)
         if split in splits:
             ids = np.append(vocabulary.encode(document.text), np.int32(EOS))
-            yield split, EncodedDocument(document.name, document.text, ids)
+            yield split, EncodedDocument(document.name, document.text, ids, document.subset)

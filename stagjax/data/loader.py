@@ -6,6 +6,7 @@ import numpy as np
 
 from stagjax.config import divisors
 from stagjax.data.packing import Rows, expand
+from stagjax.data.row_files import StoredRows
 from stagjax.errors import UserError
 
 _ROUNDS = 6
@@ -56,7 +57,7 @@ class RowLoader:
       ValueError: no such host, or no rows.
     """
 
-    def __init__(self, rows: Rows, global_batch: int, seed: int, host: int = 0, num_hosts: int = 1):
+    def __init__(self, rows: Rows | StoredRows, global_batch: int, seed: int, host: int = 0, num_hosts: int = 1):
         if global_batch % num_hosts:
             raise UserError(
                 f"training.global_batch={global_batch} does not divide over {num_hosts} hosts; use a multiple of "
@@ -93,8 +94,12 @@ class RowLoader:
         return step * self._global_batch / self._rows.num_rows
 
 
-def validation_batches(rows: Rows, batch_size: int, max_rows: int | None = None) -> Iterator[dict[str, np.ndarray]]:
-    """Yield rows in order, as `expand` describes them, in batches of one shape.
+def validation_batches(
+    rows: Rows | StoredRows, batch_size: int, max_rows: int | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield rows in order, as `expand` describes them, in batches of one shape, and with "subsets", int32 [B].
+
+    A subset is an index of `Corpus.subsets`, 0 where rows are not told apart; that of a row of padding counts nothing.
 
     Args:
       rows: the whole split.
@@ -104,7 +109,9 @@ def validation_batches(rows: Rows, batch_size: int, max_rows: int | None = None)
     num_rows = rows.num_rows if max_rows is None else min(max_rows, rows.num_rows)
     chosen = np.arange(num_rows) * rows.num_rows // num_rows
     for start in range(0, num_rows, batch_size):
-        yield expand(rows.select(chosen[start : start + batch_size]).padded_to(batch_size))
+        selected = rows.select(chosen[start : start + batch_size]).padded_to(batch_size)
+        subsets_B = np.zeros(batch_size, np.int32) if selected.subsets_R is None else selected.subsets_R.clip(0)
+        yield expand(selected) | {"subsets": subsets_B}
 
 
 def _feistel(value: np.ndarray, key: np.ndarray, half: int) -> np.ndarray:

@@ -1,14 +1,14 @@
 """Where documents come from: the standard library, directories of text, directories of JSON lines."""
 
-import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 import sysconfig
 from collections.abc import Collection, Iterator
 
 from stagjax.config import DataConfig
+from stagjax.data.faults import Fault
+from stagjax.data.shards import Document, ShardReader
 from stagjax.errors import UserError, unknown
 
 SPLITS = ("train", "validation")
@@ -17,21 +17,6 @@ JSONL_SUFFIXES = (".jsonl", ".jsonl.zst")
 # Installed packages and tests: they differ between machines, and the latter is not code that one would want to learn.
 NOT_STDLIB = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test"})
 _TOPICS = "pydoc_data/topics"
-
-
-@dataclasses.dataclass(frozen=True)
-class Document:
-    """One text.
-
-    Attributes:
-      name: unique in its source, and the same on every machine.
-      text: what there is to read.
-      subset: the part of the corpus that it belongs to, "" where there are none (The Pile: `meta.pile_set_name`).
-    """
-
-    name: str
-    text: str
-    subset: str = ""
 
 
 class Source:
@@ -101,20 +86,11 @@ class JsonlSource(Source):
     """Files of JSON lines, {"text": ...} each, plain or compressed by zstd; documents are named "file#line"."""
 
     def _read(self, name: str, path: pathlib.Path) -> Iterator[Document]:
-        number = 0
-        lines = _zstd_lines(path) if path.suffix == ".zst" else _lines(path)
-        try:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    text = _text(line)
-                except ValueError as error:
-                    self.skipped.append(f"{name}:{number}: {error}")
-                else:
-                    yield Document(f"{name}#{number}", text)
-        except EOFError as error:
-            self.skipped.append(f"{name}: {error} after line {number}; the rest is lost")
+        with path.open("rb") as file:
+            yield from ShardReader(name, file, self._note).documents()
+
+    def _note(self, fault: Fault) -> None:
+        self.skipped.append(f"{fault.where}: {fault.detail}")
 
 
 def open_source(config: DataConfig) -> Source:
@@ -157,58 +133,6 @@ def split_of(name: str, validation_percent: int) -> str:
     """
     draw = int.from_bytes(hashlib.sha1(name.encode()).digest()[:8], "big")
     return "validation" if draw * 100 < validation_percent << 64 else "train"
-
-
-def _text(line: bytes) -> str:
-    """Return the text of a JSON line; raises `ValueError` with the reason where there is none."""
-    try:
-        record = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 at byte {error.start}") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"not JSON ({error})") from None
-    text = record.get("text") if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        raise ValueError('not an object with a string "text"')
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError('"text" has half of a surrogate pair, which is not Unicode text') from None
-    return text
-
-
-def _lines(path: pathlib.Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        yield from file
-
-
-def _zstd_lines(path: pathlib.Path) -> Iterator[bytes]:
-    """Yield the lines of a zstd file of one or more frames.
-
-    Not `stream_reader`: that one takes a file which ends in the middle of a frame for a complete one.
-
-    Raises:
-      EOFError: the file is damaged or ends early.
-    """
-    import zstandard  # Here, because most corpora do without.
-
-    pending, frame = b"", None
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                while chunk:
-                    # The Pile was compressed with long-distance matching, beyond the default limit of the window.
-                    frame = frame or zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-                    *lines, pending = (pending + frame.decompress(chunk)).split(b"\n")
-                    yield from lines
-                    chunk = frame.unused_data if frame.eof else b""
-                    frame = None if frame.eof else frame
-    except zstandard.ZstdError as error:
-        raise EOFError(f"damaged zstd ({error})") from None
-    if frame is not None:
-        raise EOFError("the zstd frame is cut off")
-    if pending:
-        yield pending
 
 
 def _printable(name: str) -> str:

@@ -7,15 +7,16 @@ import tensorflow as tf
 
 from stagjax.config import DataConfig
 from stagjax.data.corpus import documents
+from stagjax.data.prepared import open_vocabulary
 from stagjax.data.sources import SPLITS
-from stagjax.data.vocabulary import load_vocabulary
 from stagjax.tasks.registry import SeqioVocabulary
 
 
 def register(name: str, config: DataConfig) -> seqio.Task:
     """Register a task over the splits of `config`, whose examples are {"targets": int32 ids of a document with EOS}.
 
-    Ids come from the iterator that training packs, so they are its ids by construction.
+    Ids come from the iterator that training packs, or from the rows that were packed before, so they are those of
+    training by construction.
 
     Raises:
       UserError: the vocabulary cannot be read.
@@ -29,7 +30,7 @@ def register(name: str, config: DataConfig) -> seqio.Task:
             output_signature={"targets": tf.TensorSpec([None], tf.int32)},
         )
 
-    vocabulary = SeqioVocabulary(load_vocabulary(config.vocabulary))
+    vocabulary = SeqioVocabulary(open_vocabulary(config))
     return seqio.TaskRegistry.add(
         name,
         source=seqio.FunctionDataSource(dataset, splits=SPLITS, caching_permitted=False),

@@ -28,6 +28,7 @@ from stagjax.sharding import check_training
 from stagjax.training.interrupts import Interrupts
 from stagjax.training.state import TrainState, abstract_state, create_state
 from stagjax.training.step import training_program, validation_program
+from stagjax.training.validation import SubsetSums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,21 +190,17 @@ class _Run:
 
     def _validate(self, params: Any, step: int) -> dict[str, float]:
         self.progress.phase("validating")
-        sums = {"nats": 0.0, "tokens": 0.0, "bytes": 0.0}
+        sums = SubsetSums(self.corpus.subsets)
         for batch in self._validation_batches():
+            subsets_B = batch.pop("subsets")
             batch = _placed(batch, self.validation_batch)
-            for name, value in self.validation_step(params, batch, self.byte_lengths_V).items():
-                sums[name] += float(value)
-        result = {
-            "loss": sums["nats"] / sums["tokens"],
-            "bits_per_byte": sums["nats"] / math.log(2) / sums["bytes"],
-        }
+            sums.add(self.validation_step(params, batch, self.byte_lengths_V), subsets_B)
+        result = sums.total()
         # Parameters can be lost in the last update, after its loss was computed: such a state is never saved.
         self._check_finite(step, {"validation_loss": result["loss"]})
-        self.writer.write(step, {f"validation/{name}": value for name, value in result.items()})
-        self.progress.note(
-            f"step {step}: validation loss {result['loss']:.4f}, {result['bits_per_byte']:.4f} bits per byte"
-        )
+        self.writer.write(step, sums.metrics())
+        for line in sums.lines(step):
+            self.progress.note(line)
         self.progress.phase("training")
         return result
 

@@ -89,26 +89,30 @@ def make_train_step(
 
 
 def make_validation_step(config: Config) -> Callable[[Params, Batch, jax.Array], dict[str, jax.Array]]:
-    """Return step(params, batch, byte_lengths_V) -> sums over the batch: nats, tokens, bytes."""
+    """Return step(params, batch, byte_lengths_V) -> sums over each row, all [B]: nats, tokens, bytes."""
 
     def step(params: Params, batch: Batch, byte_lengths_V: jax.Array) -> dict[str, jax.Array]:
         return {
-            "nats": sum_nats(config, params, batch),
-            "tokens": jnp.sum(batch["loss_weights"]),
-            "bytes": num_bytes(batch, byte_lengths_V),
+            "nats": sum_nats(config, params, batch, by_row=True),
+            "tokens": jnp.sum(batch["loss_weights"], axis=1),
+            "bytes": jnp.sum(byte_lengths_V[batch["targets"]] * batch["loss_weights"], axis=1),
         }
 
     return step
 
 
-def sum_nats(config: Config, params: Params, batch: Batch) -> jax.Array:
-    """Return the summed cross-entropy of a batch's targets in nats, float32; padding weighs nothing."""
+def sum_nats(config: Config, params: Params, batch: Batch, by_row: bool = False) -> jax.Array:
+    """Return the cross-entropy of a batch's targets in nats, float32, summed over all or, [B], over each row.
+
+    Padding weighs nothing.
+    """
     params = gather_embeddings(config.model.compute_dtype, params)
     y_BTD = _predictions(config, params, batch)
     # Cast here, once: inside the chunks the whole tied embedding would be read and cast again for each of them.
     embedding = params["embedding"].astype(y_BTD.dtype)
-    nats = functools.partial(_row_nats, config.training.loss_chunks)
-    return jnp.sum(by_group(nats, embedding, y_BTD, batch["targets"], batch["loss_weights"]))
+    nats = functools.partial(_row_nats, config.training.loss_chunks, 1 if by_row else None)
+    nats = by_group(nats, embedding, y_BTD, batch["targets"], batch["loss_weights"])
+    return nats.reshape(-1) if by_row else jnp.sum(nats)
 
 
 def _predictions(config: Config, params: Params, batch: Batch) -> jax.Array:
@@ -128,13 +132,22 @@ def num_bytes(batch: Batch, byte_lengths_V: jax.Array) -> jax.Array:
 
 
 def _row_nats(
-    chunks: int, embedding_VD: jax.Array, y_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
+    chunks: int,
+    axis: int | None,
+    embedding_VD: jax.Array,
+    y_BTD: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
 ) -> jax.Array:
-    """Return the summed cross-entropy of rows in nats, computed in `chunks` of positions, one after the other."""
+    """Return the cross-entropy of rows in nats, summed over `axis` of [B,T] (None: both).
+
+    It is computed in `chunks` of positions, one after the other.
+    """
 
     def chunk_nats(y_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> jax.Array:
         logits_BTV = stagformer.logits({"embedding": embedding_VD}, y_BTD)
-        return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits_BTV, targets_BT) * weights_BT)
+        nats_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, targets_BT) * weights_BT
+        return jnp.sum(nats_BT, axis=axis)
 
     if chunks == 1:
         return chunk_nats(y_BTD, targets_BT, weights_BT)
@@ -145,7 +158,8 @@ def _row_nats(
 
     remembered = jax.checkpoint(chunk_nats)  # only y is kept for the backward pass, never a chunk's logits
     tokens = jax.tree.map(split, (y_BTD, targets_BT, weights_BT))
-    return jax.lax.scan(lambda nats, chunk: (nats + remembered(*chunk), None), jnp.zeros(()), tokens)[0]
+    zero = jnp.zeros(() if axis is None else y_BTD.shape[:1])
+    return jax.lax.scan(lambda nats, chunk: (nats + remembered(*chunk), None), zero, tokens)[0]
 
 
 def _accumulate(

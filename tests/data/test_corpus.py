@@ -43,7 +43,7 @@ def test_documents_are_those_that_rows_are_packed_from(folder):
     corpus = load_corpus(folder, 259)
     for split, rows in (("train", corpus.train), ("validation", corpus.validation)):
         found = list(documents(folder, split))
-        assert [(name, text) for name, text, _ in found] == of(split)
+        assert [(document.name, document.text) for document in found] == of(split)
         assert {document.ids.dtype for document in found} == {np.dtype(np.int32)}
         assert rows_hash(pack([document.ids for document in found], 32)) == rows_hash(rows)
 

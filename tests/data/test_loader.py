@@ -114,6 +114,7 @@ def test_bad_loaders_are_refused():
 @pytest.mark.parametrize(("max_rows", "wanted"), [(None, 7), (100, 7), (6, 6), (4, 4), (1, 1)])
 def test_validation_reads_in_order_in_one_shape(max_rows, wanted):
     batches = list(validation_batches(numbered_rows(7), 3, max_rows))
+    assert all(batch.pop("subsets").tolist() == [0, 0, 0] for batch in batches)
     assert {array.shape for batch in batches for array in batch.values()} == {(3, 4)}
     targets, weights = (np.concatenate([batch[name] for batch in batches]) for name in ("targets", "loss_weights"))
     assert targets[:wanted, 0].tolist() == [10 + row * 7 // wanted for row in range(wanted)]

@@ -105,20 +105,26 @@ def test_jsonl_reads_lines_plain_and_compressed(tmp_path):
     (tmp_path / "other.json").write_bytes(jsonl("no"))
     documents, source = read("jsonl", path=str(tmp_path))
     assert [document.name for document in documents] == [
-        *(f"plain.jsonl#{line}" for line in (1, 2, 3, 5)),
+        *(f"plain.jsonl#{line}" for line in (1, 2, 5)),
         *(f"train/00.jsonl.zst#{line}" for line in (1, 2, 3, 4)),
     ]
     assert [document.text for document in documents] == [
         "one",
         "two\nlines",
-        "",
         "last",
         "a",
         "b",
         "ü" * 3_000_000,
         "c",
     ]
-    assert source.skipped == []
+    assert source.skipped == ['plain.jsonl:3: "text" is empty']
+    assert {document.subset for document in documents} == {""}
+
+
+def test_jsonl_keeps_the_subset_of_the_pile(tmp_path):
+    metas = ({"pile_set_name": "Github"}, {"pile_set_name": 5}, {}, "Github")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": "a", "meta": meta}) + "\n" for meta in metas))
+    assert [document.subset for document in read("jsonl", path=str(tmp_path))[0]] == ["Github", "", "", ""]
 
 
 @pytest.mark.parametrize(

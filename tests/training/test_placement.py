@@ -226,9 +226,9 @@ def test_the_validation_step_is_the_same_on_a_mesh(loader, runs):
     sums = validation_program(config, training_mesh(config.mesh))[0](state["params"], batch, lengths_V)
     params = jax.device_get(state["params"])
     wanted = validation_program(config, one_device())[0](params, batch, lengths_V)
-    assert {name: float(value) for name, value in sums.items()} == pytest.approx(
-        {name: float(value) for name, value in wanted.items()}, rel=1e-5
-    )
+    assert sums.keys() == wanted.keys() and all(value.shape == (ROWS // 2,) for value in sums.values())
+    for name, value in sums.items():
+        np.testing.assert_allclose(value, wanted[name], rtol=1e-5, err_msg=name)
 
 
 def test_a_run_goes_on_on_another_mesh(tmp_path, capfd):

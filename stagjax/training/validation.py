@@ -1,0 +1,65 @@
+"""Validation: sums over rows become loss and bits per byte, of all documents and of each subset."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+_SUMS = ("nats", "tokens", "bytes")
+UNNAMED = "unnamed"  # Documents of a corpus with subsets that belong to none.
+
+
+class SubsetSums:
+    """Adds up what the validation step returns for each row, by the row's subset.
+
+    Args:
+      subsets: their names, by index.
+    """
+
+    def __init__(self, subsets: Sequence[str]):
+        self._subsets = [name or UNNAMED for name in subsets]
+        self._sums = {name: np.zeros(len(subsets)) for name in _SUMS}
+
+    def add(self, sums: Mapping[str, np.ndarray], subsets_B: np.ndarray) -> None:
+        """Add a batch.
+
+        Args:
+          sums: "nats", "tokens" and "bytes" of each row, [B]; 0 where a row is padding.
+          subsets_B: index of each row's subset.
+        """
+        for name in _SUMS:
+            weights = np.asarray(sums[name], np.float64)
+            self._sums[name] += np.bincount(subsets_B, weights, minlength=len(self._subsets))
+
+    def total(self) -> dict[str, float]:
+        """Return "loss", in nats a token, and "bits_per_byte", over UTF-8 bytes of the texts, of all rows."""
+        return _figures(*(values.sum() for values in self._sums.values()))
+
+    def by_subset(self) -> dict[str, dict[str, float]]:
+        """Return the same of each subset that has rows; nothing where there is one subset for all."""
+        if len(self._subsets) < 2:
+            return {}
+        columns = zip(self._subsets, *self._sums.values(), strict=True)
+        return {name: _figures(*sums) for name, *sums in columns if sums[1]}
+
+    def metrics(self) -> dict[str, float]:
+        """Return all of it by the names under which it is logged, e.g. "validation/Github/loss"."""
+        named = {f"validation/{name}": value for name, value in self.total().items()}
+        for subset, figures in self.by_subset().items():
+            named |= {f"validation/{subset}/{name}": value for name, value in figures.items()}
+        return named
+
+    def lines(self, step: int) -> list[str]:
+        """Return lines that tell a person: of all rows, then of each subset."""
+        lines = [f"step {step}: validation {_text(self.total())}"]
+        subsets = self.by_subset()
+        width = max(map(len, subsets), default=0)
+        return lines + [f"  {name:{width}}  {_text(figures)}" for name, figures in subsets.items()]
+
+
+def _figures(nats: float, tokens: float, num_bytes: float) -> dict[str, float]:
+    return {"loss": float(nats / tokens), "bits_per_byte": float(nats / math.log(2) / num_bytes)}
+
+
+def _text(figures: Mapping[str, float]) -> str:
+    return f"loss {figures['loss']:.4f}, {figures['bits_per_byte']:.4f} bits per byte"

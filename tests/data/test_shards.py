@@ -1,0 +1,136 @@
+"""Shards: whatever is wrong with a file, what can be read is, and the rest is counted."""
+
+import hashlib
+import io
+import json
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stagjax.data.faults import Faults
+from stagjax.data.shards import ShardReader
+from tests.data.pile import compress, documents, lines
+
+TEXTS = documents(0, 60)
+
+
+def read(data, name="train/00.jsonl.zst"):
+    """Return the reader, walked to its end, its documents and its faults."""
+    faults = Faults()
+    reader = ShardReader(name, io.BytesIO(data), faults.add)
+    found = [(document.text, document.subset) for document in reader.documents()]
+    assert reader.sha256 == hashlib.sha256(data).hexdigest() and reader.num_bytes == len(data)
+    return reader, found, faults
+
+
+@pytest.mark.parametrize("frames", [1, 2, 7, 200])
+def test_whole_shards_are_read_whole(frames):
+    data = compress(lines(TEXTS), frames=frames)
+    reader, found, faults = read(data)
+    assert found == TEXTS and faults.counts == {}
+    assert (reader.lost_bytes, reader.expected_bytes, reader.num_lines) == (0, len(data), 60)
+    assert 1 <= reader.num_frames <= frames and reader.num_unchecked == 0
+
+
+def test_frames_without_a_checksum_are_counted():
+    reader, found, _ = read(compress(lines(TEXTS[:30])) + compress(lines(TEXTS[30:]), checksum=False))
+    assert found == TEXTS and (reader.num_frames, reader.num_unchecked) == (2, 1)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 17, 19])
+def test_it_does_not_matter_how_the_bytes_come(chunk, monkeypatch):
+    monkeypatch.setattr("stagjax.data.shards._READ", chunk)
+    data = compress(lines(TEXTS[:6]), frames=3) + zstandard.compress(b"")
+    reader, found, faults = read(data)
+    assert found == TEXTS[:6] and faults.counts == {} and reader.lost_bytes == 0
+    reader, found, faults = read(data[:-3])
+    assert found == TEXTS[:6] and faults.counts == {"truncated zstd": 1}
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        (b"{", "invalid JSON"),
+        (b"[" * 100_000, "invalid JSON"),
+        (b'{"text": "caf\xe9"}', "invalid UTF-8"),
+        (b'{"txt": "a"}', "missing text"),
+        (b'["text"]', "missing text"),
+        (b'{"text": 5}', "text not a string"),
+        (b'{"text": null}', "text not a string"),
+        (b'{"text": "\\ud800"}', "lone surrogate"),
+        (b'{"text": ""}', "empty document"),
+        (b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "invalid JSON"),
+    ],
+)
+def test_a_line_without_a_text_is_counted_by_kind_and_place(line, kind):
+    data = lines(TEXTS[:2]) + b"\n" + line + b"\n" + lines(TEXTS[2:4])
+    for name, content in (("a.jsonl", data), ("a.jsonl.zst", compress(data))):
+        reader, found, faults = read(content, name)
+        assert found == TEXTS[:4]
+        assert faults.counts == {kind: 1} and faults.first[kind][0].where == f"{name}:4"
+        assert (reader.num_lines, reader.num_broken, reader.lost_bytes) == (5, 1, 0)
+
+
+def test_a_subset_is_kept_where_it_is_a_name():
+    metas = [{"pile_set_name": "Github"}, {"pile_set_name": 5}, {"pile_set_name": "\ud800"}, {}, "Github", None]
+    data = "".join(json.dumps({"text": "a", "meta": meta}) + "\n" for meta in metas).encode()
+    assert [subset for _, subset in read(data, "a.jsonl")[1]] == ["Github", "", "?", "", "", ""]
+
+
+def test_a_cut_off_frame_loses_the_share_of_its_content_that_is_missing():
+    # Noise, for which half of the bytes is half of the text.
+    texts = [(hashlib.sha512(str(index).encode()).hexdigest() * 40, "") for index in range(300)]
+    data = compress(lines(texts))
+    for share in (0.25, 0.5, 0.9):
+        reader, found, faults = read(data[: int(share * len(data))])
+        assert faults.counts == {"truncated zstd": 1}
+        assert faults.first["truncated zstd"][0].where == "train/00.jsonl.zst"
+        assert found == texts[: len(found)] and abs(len(found) / len(texts) - share) < 0.1
+        assert reader.lost_bytes / reader.expected_bytes == pytest.approx(1 - share, abs=0.1)
+
+
+def test_a_cut_off_frame_that_does_not_state_its_size_counts_whole():
+    compressor = zstandard.ZstdCompressor().compressobj()
+    data = compressor.compress(lines(TEXTS)) + compressor.flush()
+    assert read(data)[1] == TEXTS
+    reader, _, faults = read(data[:-40])
+    assert faults.counts == {"truncated zstd": 1}
+    assert reader.lost_bytes == reader.expected_bytes == len(data) - 40
+
+
+def test_a_wrong_checksum_throws_doubt_on_all_of_its_frame():
+    first, second = compress(lines(TEXTS[:30])), compress(lines(TEXTS[30:]))
+    second = second[:-1] + bytes([second[-1] ^ 1])
+    reader, _, faults = read(first + second)
+    assert faults.counts == {"wrong checksum": 1}
+    assert (reader.lost_bytes, reader.expected_bytes) == (len(second), len(first) + len(second))
+
+
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_what_is_no_zstd_is_lost_from_its_frame_on(place):
+    first, second = compress(lines(TEXTS[:30])), bytearray(compress(lines(TEXTS[30:])))
+    second[place] ^= 0x88
+    reader, found, faults = read(first + bytes(second))
+    assert sum(faults.counts.values()) == 1 and found[:30] == TEXTS[:30]
+    assert reader.lost_bytes >= len(second)
+
+
+def test_an_empty_file_is_no_zstd_file():
+    reader, found, faults = read(b"")
+    assert found == [] and faults.counts == {"truncated zstd": 1}
+
+
+@given(noise=st.binary(max_size=300))
+def test_noise_raises_nothing_and_is_counted(noise):
+    for name in ("a.jsonl", "a.jsonl.zst"):
+        reader, found, faults = read(noise, name)
+        assert found == [] or name == "a.jsonl"
+        assert faults.counts or not noise.strip() or found
+
+
+def test_bytes_read_are_told():
+    told = []
+    reader = ShardReader("a.jsonl", io.BytesIO(b"x" * 300_000), lambda fault: None, told.append)
+    assert list(reader.documents()) == [] and sum(told) == 300_000 and len(told) > 1

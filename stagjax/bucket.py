@@ -144,19 +144,22 @@ class Mirror:
             self._wanted.wait(_HEARTBEAT_SECONDS)
             asked = self._wanted.is_set()
             self._wanted.clear()
-            self._attempt(self._lock.beat)
-            if (asked or time.monotonic() - last >= _UPLOAD_SECONDS) and not self._ended.is_set():
-                self._attempt(self._copy)
+            due = asked or time.monotonic() - last >= _UPLOAD_SECONDS
+            if self._attempt(due and not self._ended.is_set()) and due:
                 last = time.monotonic()
-        self._attempt(self._copy)
+        self._attempt(copy=True)
 
-    def _attempt(self, action: Callable[[], None]) -> None:
+    def _attempt(self, copy: bool) -> bool:
         try:
-            action()
+            self._lock.beat()
+            if copy:
+                self._copy()
             self._failing_since = None
+            return True
         except Exception as error:
             self._failure = error
             self._failing_since = self._failing_since or time.monotonic()
+            return False
 
     def _copy(self) -> None:
         if self._lock.lost:
@@ -208,6 +211,11 @@ def mirrored(url: str, writes: bool = True) -> Iterator[Mirror]:
             if isinstance(error, UserError | RunFailed):
                 # The user knows the bucket's name.
                 raise type(error)(str(error).replace(str(path), url)) from error
+            if _is_the_buckets(error):
+                raise RunFailed(
+                    f"{url} cannot be used any longer: {_words(error)}; what is complete there is whole, "
+                    "start again when it can"
+                ) from error
             raise
         mirror.finish()
 
@@ -338,6 +346,12 @@ def _fetch(files: Any, url: str, path: pathlib.Path) -> None:
             (path / name).mkdir(exist_ok=True)
         elif name != LOCK and name:
             (path / name).write_bytes(files.cat_file(f"{url}/{name}"))
+
+
+def _is_the_buckets(error: BaseException) -> bool:
+    """Return whether an error is one of reaching or using a bucket, which all of these raise as they please."""
+    kinds = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return bool(kinds & {"gcsfs", "aiohttp", "requests", "google"}) or str(error).startswith("Forbidden: ")
 
 
 def _words(error: Exception) -> str:

@@ -109,7 +109,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             code = {"forbidden": 403, "unavailable": 503}[self.bucket.fault]
             return self.send(code, {"error": {"code": code, "message": f"the bucket is {self.bucket.fault}"}})
         path = split.path.removeprefix("/download").removeprefix("/storage/v1")
-        if split.path.startswith("/upload/"):
+        if split.path == f"/upload/storage/v1/b/{NAME}/o":
             return self.upload(query, body)
         if path == f"/b/{NAME}":
             return self.send(200, {"kind": "storage#bucket", "name": NAME})
@@ -140,6 +140,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if name not in self.bucket.objects:
                 return self.send(404)
             content, generation = self.bucket.objects[name]
+            if self.command == "DELETE" and query.get("ifGenerationMatch", str(generation)) != str(generation):
+                return self.send(412, {"error": {"code": 412, "message": "generation"}})
             if self.command == "DELETE":
                 del self.bucket.objects[name]
                 return self.send(204)

@@ -194,6 +194,16 @@ class TestLock:
             thread.join()
         assert (len(inside), len(refused)) == (1, 3)
 
+    def test_only_the_lock_that_was_found_stale_is_removed(self, cloud):
+        cloud.put("runs/one/.lock", b"{}")
+        lock = bucket.Lock(RUN, bucket.file_system())
+        stale = lock._read()[1]
+        cloud.put("runs/one/.lock", b'{"mark": "of another that was faster"}')
+        lock._delete(stale)
+        assert "faster" in content(cloud, ".lock")
+        lock._delete(lock._read()[1])
+        assert content(cloud, ".lock") is None
+
     def test_a_run_whose_lock_was_taken_stops_writing(self, cloud):
         with pytest.raises(RunFailed, match="was taken over by another run"), bucket.mirrored(RUN) as mirror:
             cloud.put("runs/one/.lock", json.dumps({"mark": "x", "host": "elsewhere", "process": 1}).encode())

@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 import rich.console
 from etils import epath
 
+from stagjax.bucket import CHECKPOINTS, is_bucket
 from stagjax.errors import RunFailed, UserError
 from stagjax.fingerprint import describe, digest, fingerprint
 from stagjax.stored import DamagedError, draining_loops, read_metadata, read_params, read_state, reason
@@ -46,7 +47,9 @@ class Checkpoints:
         read_only: bool = False,
         warn: Callable[[str], None] = print_warning,
     ):
-        self.directory = epath.Path(workdir).expanduser().resolve() / "checkpoints"
+        # A path in a bucket is as absolute as can be, and would be taken for one below this directory.
+        path = epath.Path(workdir)
+        self.directory = (path if is_bucket(path) else path.expanduser().resolve()) / CHECKPOINTS
         self.keep_last = keep_last
         self._read_only = read_only
         self._warn = warn

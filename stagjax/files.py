@@ -8,6 +8,17 @@ from typing import Any
 from stagjax.errors import UserError
 
 
+def directory(text: str | os.PathLike[str]) -> Any:
+    """Return the path of a directory as the user wrote it: a `pathlib.Path`, or an `epath.Path` in a bucket (gs://)."""
+    if not os.fspath(text).startswith("gs://"):
+        return pathlib.Path(text)
+    # Otherwise etils reads buckets by TensorFlow where that is installed, and loads it: 8 s and 650 MB.
+    os.environ.setdefault("EPATH_USE_TF", "false")
+    from etils import epath
+
+    return epath.Path(text)
+
+
 def write_whole(path: pathlib.Path, text: str) -> None:
     """Replace the file at `path` by one that holds `text`; raise `OSError` and leave it as it was if that fails."""
     partial = path.with_name(path.name + ".partial")

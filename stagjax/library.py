@@ -1,9 +1,12 @@
 """stagjax as a library: `lm = stagjax.load(workdir)`, then `lm.generate(...)`."""
 
+import contextlib
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
 
+from stagjax import bucket
+from stagjax.bucket import CHECKPOINTS
 from stagjax.checkpoint import Checkpoints
 from stagjax.config import Config
 from stagjax.data.vocabulary import Vocabulary, load_vocabulary
@@ -13,6 +16,7 @@ from stagjax.decoding.placement import PARALLEL, RECURRENT, check_mode, make_pla
 from stagjax.decoding.reference import SequentialDecoder
 from stagjax.decoding.sampling import Sampling
 from stagjax.errors import UserError, unknown
+from stagjax.files import directory
 from stagjax.mesh import DecodeMesh, decoding_mesh
 from stagjax.model.stagformer import Params
 from stagjax.sharding import stored_shardings
@@ -103,7 +107,7 @@ def load(
     """Load a trained model.
 
     Args:
-      workdir: of `stagjax train`.
+      workdir: of `stagjax train`, also in a bucket (gs://).
       checkpoint: "best" (lowest validation loss), "latest", or a step; None is the best, or the latest if no
         checkpoint was validated.
       mesh: to decode on, e.g. "stack=2,tensor=4"; one device by default. It need not be the mesh of training.
@@ -112,8 +116,8 @@ def load(
       UserError: a mesh that does not fit the devices, no checkpoint there, no such step, or a vocabulary that cannot
         be read or is not the one trained with.
     """
-    workdir = pathlib.Path(workdir)
-    if not (workdir / "checkpoints").is_dir():
+    workdir = directory(workdir)
+    if not bucket.is_dir(workdir / CHECKPOINTS):
         raise UserError(f"{str(workdir)!r} holds no checkpoints; give the --workdir of a stagjax train run")
     checkpoints = Checkpoints(workdir, keep_last=1, read_only=True)
     step = checkpoints.best() if checkpoint is None else checkpoint
@@ -123,7 +127,8 @@ def load(
     own = workdir / VOCABULARY
     # A workdir holds every vocabulary but that of bytes, also where data were prepared with it.
     named = "bytes" if config.data.vocabulary == "prepared" else config.data.vocabulary
-    vocabulary = load_vocabulary(str(own) if own.exists() else named)
+    with bucket.fetched(own) if own.exists() else contextlib.nullcontext(named) as name:
+        vocabulary = load_vocabulary(name)
     trained_with = metadata["manifest"]["vocabulary_fingerprint"]
     if vocabulary.fingerprint != trained_with:
         raise UserError(

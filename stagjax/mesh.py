@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh
 
 from stagjax.config import MeshConfig, divisors
@@ -66,11 +67,24 @@ class DecodeMesh:
 def training_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Return the mesh `(data, fsdp, stack, tensor)` of a training run over all devices of all hosts.
 
+    Several TPU slices, joined by the network of the data centre alone, are the outermost part of axis `data`: between
+    them nothing travels but gradients.
+
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices, or a slice would hold a part of the parameters.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = training_sizes(config, len(devices))
+    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+    if slices > 1:
+        if config.data % slices:
+            raise UserError(
+                f"mesh.data={config.data} is not a multiple of the {slices} TPU slices, between which only gradients "
+                f"should travel; use mesh.data={slices}"
+            )
+        within = (sizes[0] // slices, *sizes[1:])
+        arranged = create_hybrid_device_mesh(within, (slices, 1, 1, 1), devices)
+        return Mesh(arranged, TRAINING_AXES, axis_types=(AxisType.Auto,) * len(TRAINING_AXES))
     return jax.make_mesh(sizes, TRAINING_AXES, devices=devices, axis_types=(AxisType.Auto,) * len(TRAINING_AXES))
 
 

@@ -1,6 +1,7 @@
 """A run's directory: whose it is, what it was started with, and that only one process writes to it."""
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import json
@@ -8,7 +9,11 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterator
+from typing import Protocol
 
+import jax
+
+from stagjax import bucket
 from stagjax.config import Config, config_differences, from_json, to_json
 from stagjax.data.manifest import Manifest, differences
 from stagjax.data.prepared import vocabulary_spec
@@ -18,20 +23,52 @@ from stagjax.files import write_whole
 CONFIG, MANIFEST, VOCABULARY = "config.json", "manifest.json", "vocabulary.model"
 
 
+class Directory(Protocol):
+    """Where a run's small files are while it runs.
+
+    Attributes:
+      path: the workdir, or what stands for it on this machine where it is in a bucket.
+    """
+
+    path: pathlib.Path
+
+    def sync(self) -> None:
+        """Have the bucket, if there is one, brought up to date soon; raise `RunFailed` where it has long not been."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Local:
+    path: pathlib.Path
+
+    def sync(self) -> None:
+        """Do nothing: it is where it should be."""
+
+
 @contextlib.contextmanager
-def owned(workdir: pathlib.Path) -> Iterator[None]:
+def owned(workdir: pathlib.Path) -> Iterator[Directory]:
     """Hold the workdir for this process; create it where it is missing.
+
+    Args:
+      workdir: a directory, of this machine or in a bucket (`files.directory`).
 
     Raises:
       UserError: it cannot be created, belongs to something else, or another process is training in it.
+      RunFailed: the bucket did not take what the run left.
     """
+    if not bucket.is_bucket(workdir):
+        with _locked(workdir):
+            yield _Local(workdir)
+        return
+    with bucket.mirrored(os.fspath(workdir), writes=jax.process_index() == 0) as mirror:
+        _refuse_foreign(mirror.path, workdir)
+        yield mirror
+
+
+@contextlib.contextmanager
+def _locked(workdir: pathlib.Path) -> Iterator[None]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        foreign = not (workdir / CONFIG).exists() and any(not entry.name.startswith(".") for entry in workdir.iterdir())
-        if foreign:
-            raise UserError(
-                f"--workdir={workdir} is not empty and was not made by stagjax train; give a new or an empty directory"
-            )
+        _refuse_foreign(workdir, workdir)
         lock = open(workdir / ".lock", "w")
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}; give another directory") from error
@@ -41,6 +78,14 @@ def owned(workdir: pathlib.Path) -> Iterator[None]:
         except OSError as error:
             raise UserError(f"--workdir={workdir} is in use by another process; wait for it or end it") from error
         yield
+
+
+def _refuse_foreign(path: pathlib.Path, workdir: pathlib.Path) -> None:
+    foreign = not (path / CONFIG).exists() and any(not entry.name.startswith(".") for entry in path.iterdir())
+    if foreign:
+        raise UserError(
+            f"--workdir={workdir} is not empty and was not made by stagjax train; give a new or an empty directory"
+        )
 
 
 def check_config(workdir: pathlib.Path, config: Config) -> None:

@@ -4,8 +4,11 @@ import dataclasses
 import itertools
 
 import jax
+import numpy as np
 import pytest
+from jax.experimental import topologies
 
+from stagjax import libtpu
 from stagjax.config import MeshConfig
 from stagjax.errors import UserError
 from stagjax.mesh import DecodeMesh, coordinates, decoding_mesh, training_mesh, training_sizes
@@ -95,3 +98,26 @@ def test_fsdp_takes_the_devices_that_are_left():
 def test_a_training_mesh_that_does_not_fit_is_refused(config, message):
     with pytest.raises(UserError, match=message):
         training_mesh(config)
+
+
+@pytest.fixture(scope="module")
+def two_slices():
+    pytest.importorskip("libtpu")
+    with libtpu.quiet():
+        return topologies.get_topology_desc("v5e:2x4", platform="tpu", num_slices=2).devices
+
+
+@pytest.mark.parametrize("config", [MeshConfig(data=2), MeshConfig(data=4, tensor=2), MeshConfig(data=2, stack=2)])
+def test_only_gradients_travel_between_tpu_slices(two_slices, config):
+    mesh = training_mesh(config, two_slices)
+    assert tuple(mesh.shape.values()) == training_sizes(config, 16)
+    assert len(set(mesh.devices.flat)) == 16
+    halves = np.split(mesh.devices, 2)
+    assert [{device.slice_index for device in half.flat} for half in halves] == [{0}, {1}]
+
+
+@pytest.mark.parametrize("data", [1, 3])
+def test_parameters_are_not_divided_between_tpu_slices(two_slices, data):
+    devices = two_slices if data == 1 else two_slices[:15]
+    with pytest.raises(UserError, match=rf"mesh.data={data} is not a multiple of the 2 TPU slices.*use mesh.data=2"):
+        training_mesh(MeshConfig(data=data), devices)

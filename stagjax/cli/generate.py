@@ -7,6 +7,8 @@ import sys
 import time
 from typing import Any
 
+from stagjax.files import directory
+
 EPILOG = """\
 examples:
   stagjax generate --workdir=runs/separate --prompt='def main('
@@ -21,7 +23,7 @@ decoded as one batch. The model's own end of document always ends a row.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.epilog = EPILOG
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, metavar="DIR", help="of a stagjax train run")
+    parser.add_argument("--workdir", required=True, type=directory, metavar="DIR", help="of a stagjax train run")
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times")
     prompts.add_argument("--prompts-file", type=pathlib.Path, metavar="FILE", help="one prompt a line, or .jsonl")

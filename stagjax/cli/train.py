@@ -1,9 +1,9 @@
 """`stagjax train`: train an experiment, or go on with one that was stopped."""
 
 import argparse
-import pathlib
 
 from stagjax.cli import add_config_argument
+from stagjax.files import directory
 
 EPILOG = """\
 examples:
@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.epilog = EPILOG
     add_config_argument(parser)
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, metavar="DIR", help="the run's own directory")
+    parser.add_argument(
+        "--workdir", required=True, type=directory, metavar="DIR", help="the run's own directory, also gs://"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -56,16 +56,16 @@ def train(config: Config, workdir: pathlib.Path) -> Summary:
     mesh = training_mesh(config.mesh)
     rows = config.training.global_batch // config.training.accumulation
     check_training(config.model, mesh, rows, config.training.microbatches)
-    with workdirs.owned(workdir), Interrupts() as interrupts:
-        workdirs.check_config(workdir, config)
+    with workdirs.owned(workdir) as directory, Interrupts() as interrupts:
+        workdirs.check_config(directory.path, config)
         corpus = load_corpus(config.data, config.model.vocab_size)
-        workdirs.claim(workdir, config, corpus.manifest)
+        workdirs.claim(directory.path, config, corpus.manifest)
         checkpoints = Checkpoints(workdir, config.training.keep_last)
         try:
             restored = checkpoints.restore(abstract_state(config, mesh))
             start = restored[1]["step"] if restored else 0
             with (
-                MetricWriter(workdir, resume_step=start) as writer,
+                MetricWriter(directory.path, resume_step=start) as writer,
                 Progress(config.training.steps, start, unit="tokens") as progress,
             ):
                 for line in corpus.report():
@@ -75,7 +75,7 @@ def train(config: Config, workdir: pathlib.Path) -> Summary:
                     progress.note(f"training on {mesh.size} devices: {sizes}")
                 if mesh.shape["stack"] > 1:
                     progress.note(pipeline_report(config, mesh))
-                run = _Run(config, mesh, corpus, checkpoints, writer, progress, interrupts)
+                run = _Run(config, mesh, corpus, checkpoints, writer, progress, interrupts, directory.sync)
                 return run.go(restored[0] if restored else None, start)
         finally:
             checkpoints.close()
@@ -93,9 +93,11 @@ class _Run:
         writer: MetricWriter,
         progress: Progress,
         interrupts: Interrupts,
+        sync: Callable[[], None],
     ):
         self.config, self.mesh, self.corpus, self.checkpoints = config, mesh, corpus, checkpoints
         self.writer, self.progress, self.interrupts = writer, progress, interrupts
+        self.sync = sync
         self.loader = RowLoader(corpus.train, config.training.global_batch, config.training.seed)
         chip = chip_of(mesh.devices.flat[0])
         peak = chip and chip.flops * mesh.size
@@ -211,6 +213,7 @@ class _Run:
 
     def _save(self, state: TrainState, step: int, validation_loss: float | None) -> None:
         self.checkpoints.save(step, state, self.config.to_dict(), self.corpus.manifest.to_dict(), validation_loss)
+        self.sync()
 
 
 def _placed(arrays: Any, abstract: Any) -> Any:

@@ -1,0 +1,7 @@
+"""`python -m tpu`."""
+
+import sys
+
+from tpu.cli import main
+
+sys.exit(main())

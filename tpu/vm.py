@@ -1,0 +1,255 @@
+"""TPU VMs: queued resources, set-up of every worker, and a run on them that outlives the connection."""
+
+import pathlib
+import re
+import shlex
+import signal
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+
+from stagjax.errors import RunFailed
+from tpu.options import VmOptions
+from tpu.restarts import KILLED, WorkerState
+from tpu.shell import Shell
+
+HERE = pathlib.Path(__file__).parent
+_REMOTE = "stagjax-run"  # in the home directory of a worker
+_LINE = re.compile(r"^stagjax-worker (\S+) (running|ended|absent)(?: (\d+) ([\d.]+))?$", re.MULTILINE)
+_GONE = {"SUSPENDED", "SUSPENDING", "FAILED", "PREEMPTED", "TERMINATED"}
+_UNREACHABLE_POLLS = 20
+
+
+class VmTarget:
+    """The workers of one queued resource.
+
+    The command runs in the background of every worker under `worker.sh`, which keeps its log and exit status: neither a
+    closed laptop nor a lost connection ends it.
+
+    Args:
+      options: where, what and how.
+      command: the line that every worker runs.
+      shell: runs gcloud.
+      say: takes one line for the user.
+    """
+
+    detached = True
+
+    def __init__(self, options: VmOptions, command: Sequence[str], shell: Shell, say: Callable[[str], None] = print):
+        self.options, self.command, self._shell, self._say = options, list(command), shell, say
+        self.poll_seconds = options.poll_seconds
+        self._unreachable = 0
+        self._is_set_up = False
+
+    @property
+    def nodes(self) -> list[str]:
+        """Return the names of its TPU VMs: one for each slice."""
+        name, slices = self.options.name, self.options.slices
+        return [name] if slices == 1 else [f"{name}-{index}" for index in range(slices)]
+
+    @property
+    def num_workers(self) -> int:
+        """Return how many hosts there are."""
+        return self.options.slice.vm_hosts * self.options.slices
+
+    # Capacity.
+
+    def prepare(self) -> None:
+        """Have the machines: create what is missing, replace what was preempted, wait, set up what is new."""
+        state = self.state()
+        if state in _GONE:
+            self._say(f"{self.options.name} is {state}: deleting it, to ask for capacity again")
+            self.delete()
+            state = None
+        if state is None:
+            self._shell.run(self.create_command())
+        if state != "ACTIVE":
+            self.wait_until_active()
+            self._is_set_up = False
+        if not self._is_set_up:
+            self.set_up()
+            self._is_set_up = True
+
+    def create_command(self) -> list[str]:
+        """Return the command that asks for the machines."""
+        o = self.options
+        nodes = [f"--node-id={o.name}"] if o.slices == 1 else [f"--node-count={o.slices}", f"--node-prefix={o.name}"]
+        capacity = {"spot": ["--spot"], "reserved": ["--reserved"], "on-demand": []}[o.capacity]
+        return [
+            *("gcloud", "compute", "tpus", "queued-resources", "create", o.name, *self._place()),
+            f"--accelerator-type={o.slice.accelerator_type}",
+            f"--runtime-version={o.runtime or o.slice.family.runtime}",
+            *nodes,
+            *capacity,
+            *o.create_flags,
+        ]
+
+    def state(self) -> str | None:
+        """Return "ACTIVE" where all machines are ready, None where there are none, else what they or one of them are.
+
+        Raises:
+          RunFailed: gcloud fails otherwise than by not finding them.
+        """
+        resource = self._described("queued-resources", self.options.name, "state.state")
+        if resource != "ACTIVE":
+            return resource
+        nodes = [self._described("tpu-vm", node, "state") or "TERMINATED" for node in self.nodes]
+        return next((node for node in nodes if node in _GONE), None) or next(
+            (node for node in nodes if node != "READY"), "ACTIVE"
+        )
+
+    def wait_until_active(self) -> None:
+        """Wait for capacity as long as it takes; say when the state changes.
+
+        Raises:
+          RunFailed: the request failed.
+        """
+        seen = None
+        while True:
+            state = self.state()
+            if state == "ACTIVE" or self._shell.dry_run:
+                return
+            if state != seen:
+                self._say(f"{self.options.name}: {state}")
+                seen = state
+            if state is None or state in _GONE:
+                raise RunFailed(f"{self.options.name} is {state} before it was ever active; see `vm status`")
+            time.sleep(self.poll_seconds)
+
+    def set_up(self) -> None:
+        """Copy the clone to every worker, and install it with its extras."""
+        with tempfile.TemporaryDirectory() as scratch:
+            source = pathlib.Path(scratch) / "source.tar.gz"
+            if not self._shell.dry_run:
+                _pack(self.options.source, source)
+            files = [str(source), str(HERE / "setup.sh"), str(HERE / "worker.sh")]
+            self._on_all(f"mkdir -p {_REMOTE}")
+            for node in self.nodes:
+                self._shell.run(
+                    [*self._tpu_vm("scp"), *files, f"{node}:{_REMOTE}/", *self._place(), *self._all()], quiet=True
+                )
+        mounts = "".join(f" --mount {shlex.quote(mount)}" for mount in self.options.mounts)
+        self._on_all(f"bash {_REMOTE}/setup.sh{mounts}")
+        if not self._shell.dry_run:
+            self._say(f"set up on {self.num_workers} workers")
+
+    # The run.
+
+    def running(self) -> bool:
+        """Return whether any worker is at this run already."""
+        if self._shell.dry_run or self.state() != "ACTIVE":
+            return False
+        return any(found[1] == "running" for found in self._ask())
+
+    def start(self, attempt: int) -> None:
+        """Start the same line on every worker."""
+        told = "".join(f"{name}={shlex.quote(value)} " for name, value in self.options.environment.items())
+        self._on_all(f"{told}bash {_REMOTE}/worker.sh start {self.options.run} {shlex.join(self.command)}")
+        self._unreachable = 0
+
+    def states(self) -> Sequence[WorkerState]:
+        """Return every worker's state; of machines that are gone, one that ended as if killed.
+
+        Raises:
+          RunFailed: workers cannot be reached though their machines are said to be well.
+        """
+        found = self._ask()
+        states = [
+            WorkerState(name, None if what == "running" else int(status or KILLED), float(when or time.time()))
+            for name, what, status, when in found
+        ]
+        if len(found) >= self.num_workers:
+            self._unreachable = 0
+            return states
+        if (state := self.state()) != "ACTIVE":
+            # Whatever the other workers say is a consequence.
+            return [WorkerState(self.options.name, KILLED, 0.0, f"its machines are {state or 'gone'}")]
+        self._unreachable += 1
+        if self._unreachable >= _UNREACHABLE_POLLS:
+            missing = self.num_workers - len(found)
+            raise RunFailed(f"{missing} of {self.num_workers} workers cannot be reached; see `vm status` and `vm logs`")
+        return [WorkerState("workers that answer late"), *(state for state in states if state.status is None)]
+
+    def stop(self, number: int) -> None:
+        """Send a signal to every worker's command; it has the grace time to save before it is killed."""
+        name = signal.Signals(number).name.removeprefix("SIG")
+        grace = f"{self.options.grace:g}"
+        self._on_all(f"bash {_REMOTE}/worker.sh stop {self.options.run} {name} {grace}", may_fail=True)
+
+    def gather(self, attempt: int) -> str:
+        """Fetch every worker's log into one file each: LOGS/NODE/WORKER.log."""
+        for node in self.nodes:
+            folder = self.options.logs / node
+            if not self._shell.dry_run:
+                folder.mkdir(parents=True, exist_ok=True)
+            command = self._ssh(node, f"bash {_REMOTE}/worker.sh log {self.options.run}")
+            self._shell.attempt([*command, f"--output-directory={folder}"])
+        return str(self.options.logs)
+
+    def status(self) -> list[str]:
+        """Return lines for people: the resource's state and every worker's."""
+        state = self.state()
+        lines = [f"{self.options.name}: {state or 'there is no such queued resource'}"]
+        if state != "ACTIVE" and not self._shell.dry_run:
+            return lines
+        return lines + [" ".join(part for part in found if part) for found in self._ask()]
+
+    def delete(self) -> None:
+        """Give the machines back. Buckets and disks are left alone."""
+        command = ["gcloud", "compute", "tpus", "queued-resources", "delete", self.options.name, *self._place()]
+        self._shell.run([*command, "--force", "--quiet"], quiet=True)
+
+    # gcloud.
+
+    def _place(self) -> list[str]:
+        return [f"--project={self.options.project}", f"--zone={self.options.zone}"]
+
+    def _described(self, kind: str, name: str, field: str) -> str | None:
+        """Return one field of a resource, None where there is no such resource."""
+        command = ["gcloud", "compute", "tpus", kind, "describe", name, *self._place(), f"--format=value({field})"]
+        status, out, err = self._shell.attempt(command)
+        if status and "not_found" not in err.lower() and "not found" not in err.lower():
+            raise RunFailed(f"gcloud cannot describe {name}: {_last_line(err)}")
+        return out.strip() or None if not status else None
+
+    def _tpu_vm(self, verb: str) -> list[str]:
+        return ["gcloud", "compute", "tpus", "tpu-vm", verb]
+
+    def _all(self) -> list[str]:
+        return ["--worker=all", *self.options.ssh_flags]
+
+    def _ssh(self, node: str, remote: str) -> list[str]:
+        return [*self._tpu_vm("ssh"), node, *self._place(), *self._all(), f"--command={remote}"]
+
+    def _on_all(self, remote: str, may_fail: bool = False) -> None:
+        for node in self.nodes:
+            if may_fail:
+                self._shell.attempt(self._ssh(node, remote))
+            else:
+                self._shell.run(self._ssh(node, remote), quiet=True)
+
+    def _ask(self) -> list[tuple[str, str, str, str]]:
+        """Return (worker, what, status, when) of every worker that answers."""
+        found = []
+        for node in self.nodes:
+            _, out, _ = self._shell.attempt(self._ssh(node, f"bash {_REMOTE}/worker.sh status {self.options.run}"))
+            found += _LINE.findall(out)
+        return found
+
+
+def _pack(clone: pathlib.Path, archive: pathlib.Path) -> None:
+    """Write the files of a clone that git knows, as they are now; without git, all but what begins with a dot."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=clone, capture_output=True, text=True)
+    names = listed.stdout.split("\0")[:-1] if listed.returncode == 0 else []
+    names = names or [path.name for path in clone.iterdir() if not path.name.startswith(".")]
+    with tarfile.open(archive, "w:gz") as tar:
+        for name in names:
+            if (clone / name).exists():
+                tar.add(clone / name, arcname=name)
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else "it says nothing"

@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 import rich.console
 from etils import epath
 
+from stagjax import distributed
 from stagjax.bucket import CHECKPOINTS, is_bucket
 from stagjax.errors import RunFailed, UserError
 from stagjax.fingerprint import describe, digest, fingerprint
@@ -33,7 +34,8 @@ class Checkpoints:
     Kept are the newest `keep_last` and the one with the lowest validation loss. What is no longer kept is removed
     once the checkpoint that replaces it is complete, that is at the next `save`, `wait` or `close`.
 
-    Every process of a distributed run calls every method; process 0 alone removes files.
+    Every process of a distributed run calls every method, in the same order; process 0 alone removes files. What one of
+    them finds to be damaged is damaged for all, so that all read the same checkpoint.
 
     Attributes:
       directory: `WORKDIR/checkpoints`.
@@ -57,6 +59,8 @@ class Checkpoints:
         self._while_saving = contextlib.ExitStack()
         self._damaged: set[int] = set()
         self._saving: int | None = None
+        if not read_only:
+            distributed.set_last_words(self._last_words)
         if not read_only and jax.process_index() == 0:
             try:
                 self.directory.mkdir(parents=True, exist_ok=True)
@@ -87,7 +91,8 @@ class Checkpoints:
         if self._read_only:
             raise ValueError(f"{self.directory} was opened for reading")
         self.wait()
-        if step in self.steps():
+        # Process 0 decides: a directory listing may be older on another host.
+        if distributed.gather("checkpoint is there", step in self.steps())[0]:
             return
         metadata = {
             "step": int(step),
@@ -166,7 +171,7 @@ class Checkpoints:
           RunFailed: there are checkpoints, and all are damaged.
         """
         self.wait()
-        if step is None and not self._all_steps():
+        if step is None and not self._present():
             return None
         return self._first_whole(step, lambda path: read_state(path, abstract_state))
 
@@ -191,7 +196,7 @@ class Checkpoints:
         return self._first_whole(self._resolve(step), read_metadata)
 
     def _first_whole(self, step: int | None, read: Callable[[epath.Path], Any]) -> Any:
-        present = self._all_steps()
+        present = self._present()
         if not present:
             raise UserError(f"there is no checkpoint in {self.directory}; train first, or correct --workdir")
         if step is not None and step not in present:
@@ -225,6 +230,16 @@ class Checkpoints:
         if not self.directory.exists():
             return []
         return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdecimal())
+
+    def _present(self) -> list[int]:
+        """Return the steps that process 0 sees, for all processes to go through in the same order."""
+        return distributed.gather("checkpoints", self._all_steps())[0]
+
+    def _last_words(self) -> str:
+        step = self.latest()
+        if step is None:
+            return "there is no checkpoint yet; start all processes again"
+        return f"the last good checkpoint is {self._path(step)}; start all processes again to go on from there"
 
     def _readable(self) -> dict[int, dict[str, Any]]:
         readable = {}

@@ -17,30 +17,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from stagjax.errors import UserError
+from stagjax.hosts.place import Place, as_environment
 
 _VARIABLE = "STAGJAX_LOCAL_PROCESS"
 _GRACE = 5.0
+_FAILED_GRACE = 30.0  # in which the others end by themselves, as they do, and say what they lost
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
-class LocalProcess(NamedTuple):
-    """Which of the processes this one is."""
-
-    index: int
-    count: int
-    coordinator: str
-
-
-def current() -> LocalProcess | None:
-    """Return what `launch` told this process; None if it was not started by it."""
-    told = os.environ.get(_VARIABLE)
-    if told is None:
-        return None
-    index, count, coordinator = told.split(",")
-    return LocalProcess(int(index), int(count), coordinator)
+def is_one() -> bool:
+    """Return whether `launch` started this process."""
+    return _VARIABLE in os.environ
 
 
 def check(count: int) -> None:
@@ -52,57 +42,51 @@ def check(count: int) -> None:
         )
 
 
-def launch(count: int, arguments: Sequence[str]) -> int:
+def launch(count: int, arguments: Sequence[str], devices: int | None = None, grace: float | None = _GRACE) -> int:
     """Run `stagjax` with `arguments` in `count` processes until all have ended; return the exit status.
 
     The first process has this one's terminal; of the others only the errors are shown, if the first had none. Where one
-    fails the others are stopped, and so are all of them if this process dies.
+    fails the others are stopped, and so are all of them if this process dies. SIGTERM and Ctrl-C are passed on to the
+    first one.
+
+    Args:
+      count: of processes.
+      arguments: the command line of each.
+      devices: of each process; None leaves it to XLA_FLAGS.
+      grace: seconds from a signal until whatever still runs is killed; None for as long as it takes to save.
     """
-    check(count)
     coordinator = f"127.0.0.1:{_free_port()}"
     die_with_parent = functools.partial(_die_with_parent, ctypes.CDLL(None))
     with contextlib.ExitStack() as stack:
         processes, errors = [], []
         for index in range(count):
-            environment = os.environ | {_VARIABLE: f"{index},{count},{coordinator}", "JAX_PLATFORMS": "cpu"}
             error = stack.enter_context(tempfile.TemporaryFile()) if index else None
             quiet = {"stdout": subprocess.DEVNULL, "stderr": error} if index else {}
-            command = [sys.executable, "-m", "stagjax", *arguments]
-            process = subprocess.Popen(command, env=environment, preexec_fn=die_with_parent, **quiet)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "stagjax", *arguments],
+                env=_environment(Place(index, count, coordinator), devices),
+                preexec_fn=die_with_parent,
+                process_group=0,  # not the terminal's: it would tell each of Ctrl-C, and we would once more
+                **quiet,
+            )
             processes.append(stack.enter_context(process))
             errors.append(error)
         try:
-            return _wait(processes, errors)
+            with _passed_on(processes[0]) as signals:
+                return _wait(processes, errors, signals, grace)
         finally:
             _stop(processes)
 
 
-def join(process: LocalProcess) -> None:
-    """Make this process one of the cluster; call it before the first computation.
-
-    It keeps to its own cores, so that a slice has the same means whether the others work or not.
-    """
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        own = len(cores) // process.count
-        os.sched_setaffinity(0, cores[process.index * own : (process.index + 1) * own])
-    sys.excepthook = _fail
-    import jax
-
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(process.coordinator, process.count, process.index, initialization_timeout=60)
-    _lower_network_threads()
+def keep_to_own_cores(place: Place) -> None:
+    """Use a part of the machine's cores only, so that a slice has the same means whether the others work or not."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    own = len(cores) // place.num_processes
+    if own:  # more processes than cores share them all
+        os.sched_setaffinity(0, cores[place.process_id * own : (place.process_id + 1) * own])
 
 
-def leave(status: int) -> None:
-    """End a process that failed at once: on its way out JAX would wait for the others, and they for it."""
-    if current() is not None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def _lower_network_threads() -> None:
+def lower_network_threads() -> None:
     """Let the network thread of the collectives run only when nothing computes on its core.
 
     Gloo's thread polls without a pause from the arrival of a message until somebody asks for it. On a core that it
@@ -128,9 +112,31 @@ def _unnamed_threads() -> list[int]:
         return []  # not Linux: nothing to be done
 
 
-def _fail(*error: Any) -> None:
-    sys.__excepthook__(*error)
-    leave(1)
+def _environment(place: Place, devices: int | None) -> dict[str, str]:
+    """Return the environment of a process: its place, the CPU, and how many devices it is to see in it."""
+    environment = os.environ | as_environment(place) | {_VARIABLE: "1", "JAX_PLATFORMS": "cpu"}
+    if devices is not None:
+        # The last one of two equal flags counts.
+        forced = f"--xla_force_host_platform_device_count={devices}"
+        environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {forced}".strip()
+    return environment
+
+
+@contextlib.contextmanager
+def _passed_on(first: subprocess.Popen) -> Iterator[list[int]]:
+    """Pass SIGTERM and Ctrl-C on to the first process, which tells the others; yield the list of those passed on."""
+    passed: list[int] = []
+
+    def pass_on(number: int, frame: Any) -> None:
+        passed.append(number)
+        first.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield passed
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _die_with_parent(libc: ctypes.CDLL) -> None:
@@ -145,27 +151,33 @@ def _free_port() -> int:
         return free.getsockname()[1]
 
 
-def _wait(processes: Sequence[subprocess.Popen], errors: Sequence[Any]) -> int:
+def _wait(
+    processes: Sequence[subprocess.Popen], errors: Sequence[Any], signals: Sequence[int], grace: float | None
+) -> int:
     """Wait until all have ended, or until one has failed and the others had time to say why; return the status."""
-    failed, deadline, interrupted = None, math.inf, False
+    deadline = math.inf
     while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
-        try:
-            failed = failed or next((process for process in processes if process.poll()), None)
-            if failed is not None or interrupted:
-                deadline = min(deadline, time.monotonic() + _GRACE)
-            time.sleep(0.05)
-        except KeyboardInterrupt:  # a terminal has told the others too
-            interrupted = True
-    failed = failed or next((process for process in processes if process.poll()), None)
-    if interrupted:
+        failed = any(process.poll() for process in processes)
+        if (signals and grace is not None) or (failed and not signals):
+            deadline = min(deadline, time.monotonic() + (grace or _FAILED_GRACE))
+        time.sleep(0.05)
+    statuses = [process.poll() or 0 for process in processes]
+    speaker = _speaker(statuses)
+    if speaker:  # the first one's errors have been seen
+        errors[speaker].seek(0)
+        os.write(2, errors[speaker].read())
+    if signal.SIGINT in signals and grace is not None:
         return 130
-    if failed is None:
+    if speaker is None:
         return 0
-    if not processes[0].poll():
-        error = errors[processes.index(failed)]
-        error.seek(0)
-        os.write(2, error.read())
-    return failed.returncode if failed.returncode > 0 else 128 - failed.returncode
+    return statuses[speaker] if statuses[speaker] > 0 else 128 - statuses[speaker]
+
+
+def _speaker(statuses: Sequence[int]) -> int | None:
+    """Return the index of the process that says best what went wrong: one that failed, else one that was killed."""
+    failed = [index for index, status in enumerate(statuses) if status > 0]
+    killed = [index for index, status in enumerate(statuses) if status < 0]
+    return next(iter(failed + killed), None)
 
 
 def _stop(processes: Sequence[subprocess.Popen]) -> None:

@@ -13,6 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from stagjax import distributed
 from stagjax.errors import UserError
 from stagjax.fingerprint import describe, digest, fingerprint
 
@@ -84,7 +85,7 @@ def read_state(path: epath.Path, abstract_state: Any) -> tuple[Any, dict[str, An
       UserError: the checkpoint holds other arrays than `abstract_state`.
       DamagedError: it is not what was saved.
     """
-    metadata = read_metadata(path)
+    metadata = _for_all(lambda: read_metadata(path))
     saved, wanted = metadata["arrays"], describe(abstract_state)
     for name in sorted({*saved, *wanted}):
         if saved.get(name) != wanted.get(name):
@@ -92,7 +93,7 @@ def read_state(path: epath.Path, abstract_state: Any) -> tuple[Any, dict[str, An
                 f"{path} holds {name} as {saved.get(name, 'nothing')}, but this run has it as "
                 f"{wanted.get(name, 'nothing')}; use the config it was trained with, or another --workdir"
             )
-    return _read_verified(path, abstract_state, metadata), metadata
+    return _verified(_for_all(lambda: _read(path, abstract_state)), metadata), metadata
 
 
 def read_params(path: epath.Path, layout: Callable[[Any], Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -105,13 +106,11 @@ def read_params(path: epath.Path, layout: Callable[[Any], Any] | None = None) ->
     Raises:
       DamagedError: the parameters are not what was saved.
     """
-    metadata = read_metadata(path)
-    with _as_damage():
-        tree = _reader().metadata(path / "state").item_metadata.tree["params"]
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+    metadata = _for_all(lambda: read_metadata(path))
+    shapes = _for_all(lambda: _param_shapes(path))
     shardings = (layout or _on_default_device)(shapes)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    return _read_verified(path, {"params": abstract}, metadata)["params"], metadata
+    return _verified(_for_all(lambda: _read(path, {"params": abstract})), metadata)["params"], metadata
 
 
 def reason(error: BaseException) -> str:
@@ -125,9 +124,33 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__} {first}" if len(first) < 20 else first
 
 
-def _read_verified(path: epath.Path, abstract: Any, metadata: Mapping[str, Any]) -> Any:
+def _for_all(read: Callable[[], Any]) -> Any:
+    """Return what `read` returns; where it finds damage in one process of several, raise it in all of them.
+
+    A host reads its part of the arrays only, so that it may be the only one to meet what is damaged; and the checksums
+    are computed by all of them together.
+    """
+    result = damage = None
+    try:
+        result = read()
+    except DamagedError as error:
+        damage = str(error)
+    found = distributed.gather("checkpoint", damage)
+    for process, text in enumerate(found):
+        if text is not None:
+            raise DamagedError(text if len(found) == 1 else f"{distributed.process_name(process)}: {text}")
+    return result
+
+
+def _param_shapes(path: epath.Path) -> Any:
+    with _as_damage():
+        tree = _reader().metadata(path / "state").tree["params"]
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def _read(path: epath.Path, abstract: Any) -> Any:
     with _as_damage(), draining_loops():
-        restored = _reader().restore(
+        return _reader().restore(
             path / "state",
             args=ocp.args.PyTreeRestore(
                 item=abstract,
@@ -135,6 +158,9 @@ def _read_verified(path: epath.Path, abstract: Any, metadata: Mapping[str, Any])
                 partial_restore=True,
             ),
         )
+
+
+def _verified(restored: Any, metadata: Mapping[str, Any]) -> Any:
     for name, checksum in fingerprint(restored).items():
         if metadata["fingerprint"].get(name) != checksum:
             raise DamagedError(f"{name}: not what was saved")
@@ -146,8 +172,9 @@ def _on_default_device(shapes: Any) -> Any:
     return jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(device), shapes)
 
 
-def _reader() -> ocp.Checkpointer:
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+def _reader() -> ocp.PyTreeCheckpointHandler:
+    # Without the Checkpointer around it, in which a process that reads would wait for one that has met an error.
+    return ocp.PyTreeCheckpointHandler()
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A run's directory: whose it is, what it was started with, and that only one process writes to it."""
+"""A run's directory: whose it is, what it was started with, and that only one run, on all its hosts, writes to it."""
 
 import contextlib
 import dataclasses
@@ -7,20 +7,21 @@ import fcntl
 import json
 import os
 import pathlib
+import secrets
 import shutil
 from collections.abc import Iterator
 from typing import Protocol
 
 import jax
 
-from stagjax import bucket
+from stagjax import bucket, distributed
 from stagjax.config import Config, config_differences, from_json, to_json
 from stagjax.data.manifest import Manifest, differences
 from stagjax.data.prepared import vocabulary_spec
 from stagjax.errors import RunFailed, UserError
 from stagjax.files import write_whole
 
-CONFIG, MANIFEST, VOCABULARY = "config.json", "manifest.json", "vocabulary.model"
+CONFIG, MANIFEST, VOCABULARY, LOCK = "config.json", "manifest.json", "vocabulary.model", ".lock"
 
 
 class Directory(Protocol):
@@ -46,30 +47,47 @@ class _Local:
 
 @contextlib.contextmanager
 def owned(workdir: pathlib.Path) -> Iterator[Directory]:
-    """Hold the workdir for this process; create it where it is missing.
+    """Hold the workdir for this run; create it where it is missing.
+
+    Process 0 holds it for all; the others see that it is the same directory for them.
 
     Args:
       workdir: a directory, of this machine or in a bucket (`files.directory`).
 
     Raises:
-      UserError: it cannot be created, belongs to something else, or another process is training in it.
+      UserError: it cannot be created, belongs to something else, another run is training in it, or hosts do not share
+        it.
       RunFailed: the bucket did not take what the run left.
     """
-    if not bucket.is_bucket(workdir):
-        with _locked(workdir):
-            yield _Local(workdir)
+    if bucket.is_bucket(workdir):
+        with bucket.mirrored(os.fspath(workdir), writes=jax.process_index() == 0) as mirror:
+            _refuse_foreign(mirror.path, workdir)
+            yield mirror
         return
-    with bucket.mirrored(os.fspath(workdir), writes=jax.process_index() == 0) as mirror:
-        _refuse_foreign(mirror.path, workdir)
-        yield mirror
+    with contextlib.ExitStack() as held:
+        mark = secrets.token_hex(8)
+        if jax.process_index() == 0:
+            held.enter_context(_locked(workdir, mark))
+        # A mark of each start: an old one would be found in a copy of the directory, too.
+        mark = distributed.gather("workdir", mark)[0]
+        if jax.process_count() > 1:
+            seen = distributed.gather("workdir's mark", _mark(workdir) == mark)
+            if not all(seen):
+                elsewhere = ", ".join(distributed.process_name(n) for n, sees in enumerate(seen) if not sees)
+                raise UserError(
+                    f"--workdir={workdir} is not the directory of process 0 for {elsewhere}; give one on storage that "
+                    "all hosts share"
+                )
+        yield _Local(workdir)
 
 
 @contextlib.contextmanager
-def _locked(workdir: pathlib.Path) -> Iterator[None]:
+def _locked(workdir: pathlib.Path, mark: str) -> Iterator[None]:
+    """Lock the workdir, and leave `mark` in it."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         _refuse_foreign(workdir, workdir)
-        lock = open(workdir / ".lock", "w")
+        lock = open(workdir / LOCK, "a+")
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}; give another directory") from error
     with lock:
@@ -77,6 +95,10 @@ def _locked(workdir: pathlib.Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"--workdir={workdir} is in use by another process; wait for it or end it") from error
+        with contextlib.suppress(OSError):  # a full disk, of which the first file that matters will tell
+            lock.truncate(0)
+            lock.write(mark)
+            lock.flush()
         yield
 
 
@@ -86,6 +108,13 @@ def _refuse_foreign(path: pathlib.Path, workdir: pathlib.Path) -> None:
         raise UserError(
             f"--workdir={workdir} is not empty and was not made by stagjax train; give a new or an empty directory"
         )
+
+
+def _mark(workdir: pathlib.Path) -> str | None:
+    try:
+        return (workdir / LOCK).read_text()
+    except OSError:
+        return None
 
 
 def check_config(workdir: pathlib.Path, config: Config) -> None:
@@ -98,15 +127,23 @@ def check_config(workdir: pathlib.Path, config: Config) -> None:
 def claim(workdir: pathlib.Path, config: Config, manifest: Manifest) -> None:
     """Store config, data manifest and vocabulary in a new workdir; compare them with an old one's.
 
-    A resumed run stores its config anew: the fields that may change have changed.
+    A resumed run stores its config anew: the fields that may change have changed. Process 0 writes, for all.
 
     Raises:
-      UserError: the data are not those that the run was started with; the differing fields are listed.
+      UserError: the data are not those that the run was started with, or hosts have read different data; the differing
+        fields are listed.
       RunFailed: the disk is full.
     """
+    distributed.agree("their data", {name: str(value) for name, value in manifest.to_dict().items()})
     stored = _read(workdir / MANIFEST)
     if stored is not None:
         _refuse(workdir, differences(Manifest.from_dict(json.loads(stored)), manifest))
+    if jax.process_index() == 0:
+        _write(workdir, config, manifest)
+    distributed.gather("claimed", True)
+
+
+def _write(workdir: pathlib.Path, config: Config, manifest: Manifest) -> None:
     try:
         vocabulary = vocabulary_spec(config.data)
         if vocabulary != "bytes" and not (workdir / VOCABULARY).exists():

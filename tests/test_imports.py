@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent / "stagjax"
 
 # Lower may not import higher. What stands on one level may import each other.
 LEVELS = [
-    {"bucket", "errors", "files", "host_memory", "hardware", "libtpu", "local_processes", "__init__"},
+    {"bucket", "errors", "files", "host_memory", "hardware", "libtpu", "local_processes", "hosts", "__init__"},
     {"config"},
     {"experiment", "mesh", "sharding"},
     {"distributed", "fingerprint"},

@@ -13,6 +13,7 @@ import pytest
 
 from stagjax import local_processes
 from stagjax.errors import UserError
+from stagjax.hosts.place import Place, told
 
 COMMAND = (sys.executable, "-m", "stagjax", "bench", "decode")
 TINY = "--config=experiments/stdlib.py:separate_2x3,runlocal"
@@ -125,6 +126,11 @@ def test_more_processes_than_cores():
 
 def test_who_a_process_is(monkeypatch):
     monkeypatch.delenv("STAGJAX_LOCAL_PROCESS", raising=False)
-    assert local_processes.current() is None
-    monkeypatch.setenv("STAGJAX_LOCAL_PROCESS", "1,2,127.0.0.1:4000")
-    assert local_processes.current() == (1, 2, "127.0.0.1:4000")
+    assert not local_processes.is_one()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --other=1")
+    place = Place(1, 2, "127.0.0.1:4000")
+    for name, value in local_processes._environment(place, devices=4).items():
+        monkeypatch.setenv(name, value)
+    assert local_processes.is_one()
+    assert told() == place
+    assert os.environ["XLA_FLAGS"].endswith(" --xla_force_host_platform_device_count=4")

@@ -4,6 +4,7 @@ import shutil
 import jax.numpy as jnp
 import pytest
 
+from stagjax import distributed
 from stagjax.errors import RunFailed, UserError
 from tests.test_checkpoint import CONFIG, MANIFEST, abstract, assert_same, make_state, opened, run_script, save_all
 
@@ -123,6 +124,20 @@ def test_damaged_params(tmp_path):
     assert len(warnings) == (metadata["step"] == 10)
     empty(tmp_path / "checkpoints" / "20")
     assert opened(tmp_path)[0].restore_params("best")[1]["step"] == 10
+
+
+def test_what_another_process_cannot_read_is_damaged_for_all(tmp_path, monkeypatch):
+    save_all(tmp_path, {1: 2.0, 2: 1.0})
+    others = iter([None, "zarr: cut off", None, None])  # metadata and arrays of step 2, then of step 1
+    answer = lambda topic, value: [value, next(others)] if topic == "checkpoint" else [value, value]
+    monkeypatch.setattr(distributed, "gather", answer)
+    monkeypatch.setattr(distributed, "process_name", lambda process: f"process {process} on b")
+    checkpoints, warnings = opened(tmp_path)
+    restored, metadata = checkpoints.restore(abstract(make_state(0)))
+    assert metadata["step"] == 1
+    assert_same(restored, make_state(1))
+    assert [line for line in warnings if "2 is damaged (process 1 on b: zarr: cut off); it is skipped" in line]
+    assert next(others, "asked for all") == "asked for all"
 
 
 def test_all_damaged(tmp_path):

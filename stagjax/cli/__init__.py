@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from stagjax import __version__, local_processes
+from stagjax import __version__
 from stagjax.errors import Preempted, RunFailed, UserError
 
 COMMANDS = {
@@ -65,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.argv = argv
     try:
         args.overrides = _overrides(rest)
-        return args.run(args) or 0
+        status = args.run(args) or 0
+        _part()
+        return status
     except UserError as error:
         return _fail(2, error)
     except RunFailed as error:
@@ -106,7 +108,16 @@ def _overrides(rest: Sequence[str]) -> list[str]:
     return overrides
 
 
+def _part() -> None:
+    """Let go of the other processes of a run, where the command has joined any."""
+    if "stagjax.distributed" in sys.modules:
+        sys.modules["stagjax.distributed"].part()
+
+
 def _fail(status: int, error: BaseException | str) -> int:
-    print(f"stagjax: {error}", file=sys.stderr)
-    local_processes.leave(status)
+    say = lambda: print(f"stagjax: {error}", file=sys.stderr)
+    if "stagjax.distributed" in sys.modules:  # or this is a command that needs no JAX, and does not load it to fail
+        sys.modules["stagjax.distributed"].leave(status, error, say)
+    else:
+        say()
     return status

@@ -4,6 +4,7 @@ import argparse
 
 from stagjax import local_processes
 from stagjax.cli import bench_decode, bench_train
+from stagjax.cli.hosts import launch, launches
 
 EPILOG = """\
 examples:
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print and write; with --local-processes let others do it."""
-    if args.local_processes is not None and local_processes.current() is None:
-        return local_processes.launch(args.local_processes, args.argv)
+    if launches(args):
+        local_processes.check(args.local_processes)
+        return launch(args)
     return args.measure(args)

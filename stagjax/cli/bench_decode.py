@@ -6,6 +6,7 @@ from typing import Any
 from stagjax.bench.comparators import COMPARATORS
 from stagjax.cli import add_config_argument
 from stagjax.cli.bench_results import Report, add_output_arguments, check_output, platform_notes, progress
+from stagjax.cli.hosts import start
 
 EPILOG = """\
 examples:
@@ -73,12 +74,11 @@ def run(args: argparse.Namespace) -> int:
     from stagjax.bench.fitting import fit
     from stagjax.bench.latency import SWEPT, LatencyBenchmark, Settings
     from stagjax.bench.machine import describe
-    from stagjax.distributed import start_up
 
     settings = Settings(args.repeats, args.warmup, args.tokens)
     settings.check()
     sizes = DecodeMesh.parse(args.mesh) if args.mesh else None
-    start_up()
+    start(args)
     devices = jax.device_count()
     if sizes is None:
         enough = devices >= config.model.num_stacks

@@ -6,16 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from stagjax.cli.hosts import add_host_arguments
+
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--output` and `--local-processes`."""
+    """Add `--output` and the flags of several hosts."""
     parser.add_argument("--output", type=pathlib.Path, metavar="DIR", help="results.json, pictures and report.html")
-    parser.add_argument(
-        "--local-processes",
-        type=int,
-        metavar="N",
-        help="run on N processes of this machine, a part of its cores each, joined over the loopback network",
-    )
+    add_host_arguments(parser)
 
 
 class Report:

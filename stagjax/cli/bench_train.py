@@ -6,6 +6,7 @@ from typing import Any
 
 from stagjax.cli import add_config_argument
 from stagjax.cli.bench_results import Report, add_output_arguments, check_output, platform_notes, progress
+from stagjax.cli.hosts import start
 
 EPILOG = """\
 examples:
@@ -56,11 +57,10 @@ def run(args: argparse.Namespace) -> int:
 
     from stagjax.bench.machine import describe
     from stagjax.bench.training import Settings, TrainingBenchmark
-    from stagjax.distributed import start_up
 
     settings = Settings(args.steps, args.rounds)
     settings.check()
-    start_up()
+    start(args)
     head = {
         "benchmark": "train",
         "config": args.config,

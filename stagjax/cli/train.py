@@ -3,6 +3,7 @@
 import argparse
 
 from stagjax.cli import add_config_argument
+from stagjax.cli.hosts import add_host_arguments, launch, launches, start
 from stagjax.files import directory
 
 EPILOG = """\
@@ -10,6 +11,8 @@ examples:
   stagjax train --config=experiments/stdlib.py:separate_2x3 --workdir=runs/separate
   stagjax train --config=experiments/stdlib.py:baseline_6,runlocal --workdir=runs/tiny
   stagjax train --config=experiments/stdlib.py:shared_2x3 --workdir=runs/low --config.training.learning_rate=3e-4
+  stagjax train --config=experiments/stdlib.py:separate_2x3,runlocal --workdir=runs/two --local-processes=2
+      two processes of this machine, as the hosts of a pod; on a pod the same line, without it, starts on every host
 
 The same command goes on where a stopped run ended: checkpoints, config, metrics.jsonl and TensorBoard files
 (tensorboard --logdir=runs) are in the workdir. SIGTERM and Ctrl-C save first.
@@ -23,25 +26,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir", required=True, type=directory, metavar="DIR", help="the run's own directory, also gs://"
     )
+    add_host_arguments(parser)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Train, then say where the result is."""
+def run(args: argparse.Namespace) -> int:
+    """Train, then say where the result is; with --local-processes let others do it."""
     from stagjax.config import to_json
     from stagjax.experiment import load_config
     from stagjax.host_memory import keep_host_memory
+    from stagjax.hosts.facts import flat
 
-    keep_host_memory()
     config = load_config(args.config, args.overrides)
+    if launches(args):
+        return launch(args, grace=None)  # saving takes the time that it takes
+    keep_host_memory()
     print(to_json(config), flush=True)
 
-    from stagjax.distributed import start_up
     from stagjax.training.loop import train
 
-    start_up()
+    start(args, flat(config.to_dict()))
     summary = train(config, args.workdir)
     figures = "".join(
         f", validation {name.replace('_', ' ')} {value:.4f}" for name, value in summary.validation.items()
     )
     print(f"step {summary.step}{figures}; the run is in {args.workdir}")
     print(f"try it: stagjax generate --workdir={args.workdir} --prompt='def '")
+    return 0

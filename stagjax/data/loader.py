@@ -4,10 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from stagjax.config import divisors
 from stagjax.data.packing import Rows, expand
 from stagjax.data.row_files import StoredRows
-from stagjax.errors import UserError
 
 _ROUNDS = 6
 _MASK = (1 << 64) - 1
@@ -42,51 +40,43 @@ def permute(index: np.ndarray, num_rows: int, seed: int, epoch: np.ndarray | int
 class RowLoader:
     """Batches of rows in an order that is the concatenation, over epochs, of a permutation of all rows.
 
-    Batch t is entries t*B to t*B+B-1 of that order: no row is dropped, and an epoch may end inside a batch. Host j of n
-    reads the j-th n-th of each batch, so the global batches do not depend on n.
+    Batch t is entries t*B to t*B+B-1 of that order: no row is dropped, and an epoch may end inside a batch. A host
+    reads the entries of a batch that its devices hold, so the global batches do not depend on the number of hosts.
 
     Args:
       rows: the whole split, on every host.
       global_batch: B, rows in a batch over all hosts.
       seed: of the permutations.
-      host: j.
-      num_hosts: n.
+      own: which of the B entries of a batch this host reads; None for all.
 
     Raises:
-      UserError: the batch does not divide over the hosts.
-      ValueError: no such host, or no rows.
+      ValueError: no such entries, or no rows.
     """
 
-    def __init__(self, rows: Rows | StoredRows, global_batch: int, seed: int, host: int = 0, num_hosts: int = 1):
-        if global_batch % num_hosts:
-            raise UserError(
-                f"training.global_batch={global_batch} does not divide over {num_hosts} hosts; use a multiple of "
-                f"{num_hosts}, or a number of hosts among {', '.join(map(str, divisors(global_batch)))}"
-            )
-        if not 0 <= host < num_hosts:
-            raise ValueError(f"host {host} is not among the {num_hosts} hosts, which count from 0")
+    def __init__(self, rows: Rows | StoredRows, global_batch: int, seed: int, own: np.ndarray | None = None):
+        own = np.arange(global_batch) if own is None else np.asarray(own, np.int64)
+        if own.size and not 0 <= own.min() <= own.max() < global_batch:
+            raise ValueError(f"entries {own.min()} to {own.max()} are not among the {global_batch} of a batch")
         if not rows.num_rows:
             raise ValueError("there are no rows to load")
         self._rows = rows
         self._global_batch = global_batch
         self._seed = seed
-        self._host = host
-        self._host_batch = global_batch // num_hosts
+        self._own = own
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """Return this host's part of batch `step`, as `expand` describes it, [B / n, T]."""
+        """Return this host's part of batch `step`, as `expand` describes it, [own, T]."""
         return expand(self._rows.select(self.row_indices(step)))
 
     def row_indices(self, step: int) -> np.ndarray:
-        """Return which rows this host's part of batch `step` consists of, int64 [B / n].
+        """Return which rows this host's part of batch `step` consists of, int64 [own].
 
         Raises:
           ValueError: a negative step.
         """
         if step < 0:
             raise ValueError(f"step {step} is negative")
-        first = step * self._global_batch + self._host * self._host_batch
-        epoch, index = np.divmod(first + np.arange(self._host_batch, dtype=np.int64), self._rows.num_rows)
+        epoch, index = np.divmod(step * self._global_batch + self._own, self._rows.num_rows)
         return permute(index, self._rows.num_rows, self._seed, epoch)
 
     def epoch(self, step: int) -> float:
@@ -95,7 +85,7 @@ class RowLoader:
 
 
 def validation_batches(
-    rows: Rows | StoredRows, batch_size: int, max_rows: int | None = None
+    rows: Rows | StoredRows, batch_size: int, max_rows: int | None = None, own: np.ndarray | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield rows in order, as `expand` describes them, in batches of one shape, and with "subsets", int32 [B].
 
@@ -105,12 +95,16 @@ def validation_batches(
       rows: the whole split.
       batch_size: rows in a batch; the last one is filled up with padding, of loss weight 0.
       max_rows: rows to use, at equal distances, so that they come from all of the split; None for all.
+      own: which rows of a batch this host reads; None for all.
     """
     num_rows = rows.num_rows if max_rows is None else min(max_rows, rows.num_rows)
     chosen = np.arange(num_rows) * rows.num_rows // num_rows
     for start in range(0, num_rows, batch_size):
-        selected = rows.select(chosen[start : start + batch_size]).padded_to(batch_size)
-        subsets_B = np.zeros(batch_size, np.int32) if selected.subsets_R is None else selected.subsets_R.clip(0)
+        batch = chosen[start : start + batch_size]
+        if own is not None:
+            batch = batch[own[own < len(batch)]]
+        selected = rows.select(batch).padded_to(batch_size if own is None else len(own))
+        subsets_B = np.zeros(selected.num_rows, np.int32) if selected.subsets_R is None else selected.subsets_R.clip(0)
         yield expand(selected) | {"subsets": subsets_B}
 
 

@@ -95,6 +95,20 @@ class MetricWriter:
         return RunFailed(f"metrics could not be written to {self._workdir}: {os.strerror(error.errno or 0).lower()}")
 
 
+class NoMetrics:
+    """Stands for a `MetricWriter` in all processes of a run but the first: metrics are the same everywhere."""
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """There is nothing to close."""
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Write nothing."""
+
+
 class _EventFile:
     """A TensorBoard event file, written when it is asked to be.
 

@@ -1,13 +1,16 @@
-"""SIGTERM and Ctrl-C as questions that the training loop answers between two steps."""
+"""SIGTERM and Ctrl-C as questions that the training loop answers between two steps, on all hosts alike."""
 
 import signal
 from types import FrameType, TracebackType
 
+from stagjax import distributed
 from stagjax.errors import Preempted
 
 
 class Interrupts:
     """Context in which the first SIGTERM or SIGINT is noted, and a second Ctrl-C interrupts at once.
+
+    On several hosts a signal to any of them is one to all.
 
     Attributes:
       caught: the signal's number, None while there was none.
@@ -27,6 +30,12 @@ class Interrupts:
         """Put the handlers back that were there before."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def stop(self) -> bool:
+        """Return whether to stop here; ask once before each step. All hosts get the same answer at the same step."""
+        agreed = distributed.stop_here(self.caught)
+        self.caught = agreed if agreed is not None else self.caught
+        return agreed is not None
 
     def error(self, step: int) -> BaseException:
         """Return what to raise once the state of `step` is saved: each signal has an exit status of its own."""

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -10,8 +11,10 @@ from typing import Any
 
 import jax
 import numpy as np
+import rich.console
 from jax.sharding import Mesh
 
+from stagjax import distributed
 from stagjax import workdir as workdirs
 from stagjax.checkpoint import Checkpoints
 from stagjax.config import Config
@@ -22,10 +25,11 @@ from stagjax.hardware import chip_of
 from stagjax.mesh import training_mesh
 from stagjax.model.accounting import training_flops
 from stagjax.model.pipelining import pipeline_report
-from stagjax.reporting.metrics import MetricWriter
+from stagjax.reporting.metrics import MetricWriter, NoMetrics
 from stagjax.reporting.progress import Progress
 from stagjax.sharding import check_training
 from stagjax.training.interrupts import Interrupts
+from stagjax.training.placing import gathered, own_rows, placed
 from stagjax.training.state import TrainState, abstract_state, create_state
 from stagjax.training.step import training_program, validation_program
 from stagjax.training.validation import SubsetSums
@@ -65,8 +69,8 @@ def train(config: Config, workdir: pathlib.Path) -> Summary:
             restored = checkpoints.restore(abstract_state(config, mesh))
             start = restored[1]["step"] if restored else 0
             with (
-                MetricWriter(directory.path, resume_step=start) as writer,
-                Progress(config.training.steps, start, unit="tokens") as progress,
+                _metric_writer(directory.path, start) as writer,
+                Progress(config.training.steps, start, unit="tokens", console=_console()) as progress,
             ):
                 for line in corpus.report():
                     progress.note(line)
@@ -98,7 +102,6 @@ class _Run:
         self.config, self.mesh, self.corpus, self.checkpoints = config, mesh, corpus, checkpoints
         self.writer, self.progress, self.interrupts = writer, progress, interrupts
         self.sync = sync
-        self.loader = RowLoader(corpus.train, config.training.global_batch, config.training.seed)
         chip = chip_of(mesh.devices.flat[0])
         peak = chip and chip.flops * mesh.size
         self.flops_share = peak and training_flops(config.model, config.data.row_length) / peak
@@ -115,8 +118,8 @@ class _Run:
         validation: dict[str, float] = {}
         pending = None
         self.clock = _Clock()
-        while step < training.steps and not self.interrupts.caught:
-            batch = _placed(self.loader.batch(step), self.batch)
+        while step < training.steps and not self.interrupts.stop():
+            batch = placed(self.loader.batch(step), self.batch)
             state, metrics = self.train_step(state, batch, self.byte_lengths_V)
             step += 1
             # The step before has ended by now or soon will, and this one is queued: reading does not stall the device.
@@ -134,6 +137,7 @@ class _Run:
         if step < training.steps:
             self._save(state, step, None)
             self.checkpoints.wait()
+            distributed.part()
             raise self.interrupts.error(step)
         self.progress.phase("saving")
         self.checkpoints.wait()
@@ -147,12 +151,14 @@ class _Run:
         step, arguments = training_program(self.config, self.mesh)
         self.train_step = step.lower(*arguments).compile()
         _, self.batch, lengths = arguments
+        own = own_rows(self.batch["inputs"])
+        self.loader = RowLoader(self.corpus.train, self.config.training.global_batch, self.config.training.seed, own)
         step, arguments = validation_program(self.config, self.mesh)
         self.validation_step = step.lower(*arguments).compile()
         self.validation_batch = arguments[1]
         byte_lengths_V = np.zeros(lengths.shape, lengths.dtype)
         byte_lengths_V[: self.corpus.vocabulary.size] = self.corpus.vocabulary.byte_lengths
-        self.byte_lengths_V = _placed(byte_lengths_V, lengths)
+        self.byte_lengths_V = placed(byte_lengths_V, lengths)
         seconds = time.perf_counter() - begun
         self.writer.write(int(state["step"]), {"compile/seconds": seconds})
         self.progress.note(f"compiled in {seconds:.1f} s")
@@ -194,8 +200,8 @@ class _Run:
         self.progress.phase("validating")
         sums = SubsetSums(self.corpus.subsets)
         for batch in self._validation_batches():
-            subsets_B = batch.pop("subsets")
-            batch = _placed(batch, self.validation_batch)
+            subsets_B = gathered(batch.pop("subsets"), self.validation_batch["inputs"])
+            batch = placed(batch, self.validation_batch)
             sums.add(self.validation_step(params, batch, self.byte_lengths_V), subsets_B)
         result = sums.total()
         # Parameters can be lost in the last update, after its loss was computed: such a state is never saved.
@@ -209,18 +215,21 @@ class _Run:
     def _validation_batches(self) -> Iterator[dict[str, np.ndarray]]:
         training = self.config.training
         rows = training.global_batch // training.accumulation
-        return validation_batches(self.corpus.validation, rows, training.validation_rows)
+        own = own_rows(self.validation_batch["inputs"])
+        return validation_batches(self.corpus.validation, rows, training.validation_rows, own)
 
     def _save(self, state: TrainState, step: int, validation_loss: float | None) -> None:
         self.checkpoints.save(step, state, self.config.to_dict(), self.corpus.manifest.to_dict(), validation_loss)
         self.sync()
 
 
-def _placed(arrays: Any, abstract: Any) -> Any:
-    """Return a host's arrays as global ones; a host may have all rows, or those of its own devices only."""
-    return jax.tree.map(
-        lambda array, like: jax.make_array_from_process_local_data(like.sharding, array, like.shape), arrays, abstract
-    )
+def _metric_writer(workdir: pathlib.Path, start: int) -> MetricWriter | NoMetrics:
+    return MetricWriter(workdir, resume_step=start) if jax.process_index() == 0 else NoMetrics()
+
+
+def _console() -> rich.console.Console | None:
+    """Return what the run is shown on: on several hosts the first one's, or the same lines would come from all."""
+    return None if jax.process_index() == 0 else rich.console.Console(file=open(os.devnull, "w"))
 
 
 class _Clock:

@@ -61,7 +61,7 @@ def make_train_step(
 
     The loss is the mean over the tokens of the whole global batch, so `accumulation` changes memory, not the gradient
     (beyond rounding). Metrics are scalars: loss (nats per token), bits_per_byte, gradient_norm (before clipping),
-    learning_rate, tokens.
+    learning_rate, tokens, batch_hash (of the rows and their order, by which two runs are seen to read the same).
     """
     optimizer = make_optimizer(config.training)
     schedule = learning_rate_schedule(config.training)
@@ -81,6 +81,7 @@ def make_train_step(
             "gradient_norm": optax.tree.norm(gradient),
             "learning_rate": jnp.asarray(schedule(state["step"])),
             "tokens": tokens,
+            "batch_hash": _batch_hash(batch),
         }
         params = optax.apply_updates(state["params"], updates)
         return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, metrics
@@ -129,6 +130,18 @@ def _predictions(config: Config, params: Params, batch: Batch) -> jax.Array:
 def num_bytes(batch: Batch, byte_lengths_V: jax.Array) -> jax.Array:
     """Return the UTF-8 bytes of the text behind a batch's targets."""
     return jnp.sum(byte_lengths_V[batch["targets"]] * batch["loss_weights"])
+
+
+def _batch_hash(batch: Batch) -> jax.Array:
+    """Return a checksum of the inputs and targets that does not depend on how they are divided, uint32.
+
+    Each number counts times an odd one that its place gives it, modulo 2**32.
+    """
+    targets_BT = batch["targets"]
+    row_BT, column_BT = (jax.lax.broadcasted_iota(jnp.uint32, targets_BT.shape, axis) for axis in (0, 1))
+    place_BT = 2 * (row_BT * targets_BT.shape[1] + column_BT) + 1
+    words_BT = targets_BT.astype(jnp.uint32) + jnp.uint32(0x9E3779B1) * batch["inputs"].astype(jnp.uint32)
+    return jnp.sum(words_BT * place_BT, dtype=jnp.uint32)
 
 
 def _row_nats(

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from stagjax.data.loader import RowLoader, permute, validation_batches
 from stagjax.data.packing import expand, pack
-from stagjax.errors import UserError
 
 
 def numbered_rows(num_rows, row_length=4):
@@ -73,7 +72,7 @@ def test_every_row_is_equally_likely_everywhere():
 def test_batches_follow_the_order_over_epochs_on_any_number_of_hosts(num_rows, parts, num_hosts, seed):
     global_batch, rows = parts * num_hosts, numbered_rows(num_rows)
     order = np.concatenate([permute(np.arange(num_rows), num_rows, seed, epoch) for epoch in range(24)])
-    loaders = [RowLoader(rows, global_batch, seed, host, num_hosts) for host in range(num_hosts)]
+    loaders = [RowLoader(rows, global_batch, seed, own) for own in np.split(np.arange(global_batch), num_hosts)]
     for step in (0, 1, 3, 2):
         wanted = order[step * global_batch :][:global_batch]
         if len(wanted) == global_batch:
@@ -96,15 +95,16 @@ def test_epoch_counts_rows_read():
     assert [loader.epoch(step) for step in (0, 1, 5)] == [0.0, 0.4, 2.0]
 
 
+def test_a_host_reads_the_entries_that_it_is_asked_for():
+    rows, own = numbered_rows(10), np.array([0, 3, 4])
+    whole = RowLoader(rows, 6, seed=1).batch(7)["targets"]
+    np.testing.assert_array_equal(RowLoader(rows, 6, 1, own).batch(7)["targets"], whole[own])
+
+
 def test_bad_loaders_are_refused():
-    with pytest.raises(
-        UserError,
-        match=r"training\.global_batch=6 does not divide over 4 hosts; use a multiple of 4, "
-        r"or a number of hosts among 1, 2, 3, 6",
-    ):
-        RowLoader(numbered_rows(3), 6, 0, 0, 4)
-    with pytest.raises(ValueError, match="host 2 is not among the 2 hosts"):
-        RowLoader(numbered_rows(3), 6, 0, 2, 2)
+    for own in ([-1, 0], [0, 6]):
+        with pytest.raises(ValueError, match="are not among the 6 of a batch"):
+            RowLoader(numbered_rows(3), 6, 0, np.array(own))
     with pytest.raises(ValueError, match="no rows"):
         RowLoader(pack([], 4), 2, 0)
     with pytest.raises(ValueError, match="step -1 is negative"):
@@ -121,3 +121,15 @@ def test_validation_reads_in_order_in_one_shape(max_rows, wanted):
     assert weights[:wanted].all() and not weights[wanted:].any()
     assert not any(np.concatenate([batch[name] for batch in batches])[wanted:].any() for name in batches[0])
     assert len(batches) == -(-wanted // 3)
+
+
+@pytest.mark.parametrize("max_rows", [7, 4])
+def test_hosts_read_their_rows_of_the_validation_batches(max_rows):
+    rows, hosts = numbered_rows(7), (np.array([0, 2]), np.array([1, 2]))  # the last row is shared
+    whole = list(validation_batches(rows, 3, max_rows))
+    for own in hosts:
+        parts = list(validation_batches(rows, 3, max_rows, own))
+        assert len(parts) == len(whole)
+        for part, batch in zip(parts, whole, strict=True):
+            for name in batch:
+                np.testing.assert_array_equal(part[name], batch[name][own])

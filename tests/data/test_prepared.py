@@ -34,7 +34,7 @@ def test_batches_are_those_of_the_same_rows_in_memory(data):
     corpus = load_corpus(data[0], 259)
     everything = corpus.train.select(slice(None))
     assert isinstance(everything, Rows) and everything.num_rows == corpus.train.num_rows > 50
-    stored, held = (RowLoader(rows, 8, seed=3, host=1, num_hosts=2) for rows in (corpus.train, everything))
+    stored, held = (RowLoader(rows, 8, seed=3, own=np.arange(4, 8)) for rows in (corpus.train, everything))
     for step in (0, 7, 100):
         for name, array in stored.batch(step).items():
             np.testing.assert_array_equal(array, held.batch(step)[name], err_msg=name)

@@ -15,6 +15,7 @@ from stagjax.data.vocabulary import EOS
 from stagjax.experiment import load_config
 from stagjax.model import stagformer
 from stagjax.model.accounting import training_memory
+from stagjax.training import step as step_module
 from stagjax.training.optimizer import decayed, learning_rate_schedule, make_optimizer
 from stagjax.training.state import abstract_state, create_state
 from stagjax.training.step import make_train_step, sum_nats
@@ -172,3 +173,18 @@ def test_the_memory_estimate_is_near_what_the_compiler_allocates(variant, change
     used = compiled.memory_analysis()
     allocated = used.argument_size_in_bytes + used.temp_size_in_bytes
     assert 1 / 1.5 < sum(training_memory(config).values()) / allocated < 1.5
+
+
+def test_the_hash_of_a_batch_depends_on_every_id_and_on_their_places(batch):
+    whole = {int(step_module._batch_hash(batch))}
+    swapped = np.arange(8)
+    swapped[[0, 1]] = [1, 0]
+    whole.add(int(step_module._batch_hash({name: leaf[swapped] for name, leaf in batch.items()})))
+    for name in ("inputs", "targets"):
+        changed = batch[name].copy()
+        changed[7, 15] += 1
+        whole.add(int(step_module._batch_hash(batch | {name: changed})))
+        whole.add(int(step_module._batch_hash(batch | {name: np.roll(batch[name], 1, axis=1)})))
+    assert len(whole) == 6
+    metrics = run_steps(config_of(), batch, 1)[1][0]
+    assert int(metrics["batch_hash"]) == int(step_module._batch_hash(batch))

@@ -108,7 +108,7 @@ def read_params(path: epath.Path, layout: Callable[[Any], Any] | None = None) ->
     """
     metadata = _for_all(lambda: read_metadata(path))
     shapes = _for_all(lambda: _param_shapes(path))
-    shardings = (layout or _on_default_device)(shapes)
+    shardings = (layout or on_default_device)(shapes)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     return _verified(_for_all(lambda: _read(path, {"params": abstract})), metadata)["params"], metadata
 
@@ -122,6 +122,24 @@ def reason(error: BaseException) -> str:
             return os.strerror(number).lower()
     first = text.strip().split("\n")[0].split(" [")[0][:160]
     return f"{type(error).__name__} {first}" if len(first) < 20 else first
+
+
+def on_default_device(shapes: Any) -> Any:
+    """Return shardings that put each array of a tree on one device: JAX's default one."""
+    device = jax.config.jax_default_device or jax.local_devices()[0]
+    return jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(device), shapes)
+
+
+@contextlib.contextmanager
+def as_damage() -> Iterator[None]:
+    """Raise `DamagedError` for whatever the reading of a file raises."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError, DamagedError):
+        # A full memory says nothing about the file.
+        raise
+    except Exception as error:
+        raise DamagedError(reason(error)) from error
 
 
 def _for_all(read: Callable[[], Any]) -> Any:
@@ -143,13 +161,13 @@ def _for_all(read: Callable[[], Any]) -> Any:
 
 
 def _param_shapes(path: epath.Path) -> Any:
-    with _as_damage():
+    with as_damage():
         tree = _reader().metadata(path / "state").tree["params"]
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 def _read(path: epath.Path, abstract: Any) -> Any:
-    with _as_damage(), draining_loops():
+    with as_damage(), draining_loops():
         return _reader().restore(
             path / "state",
             args=ocp.args.PyTreeRestore(
@@ -167,22 +185,6 @@ def _verified(restored: Any, metadata: Mapping[str, Any]) -> Any:
     return restored
 
 
-def _on_default_device(shapes: Any) -> Any:
-    device = jax.config.jax_default_device or jax.local_devices()[0]
-    return jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(device), shapes)
-
-
 def _reader() -> ocp.PyTreeCheckpointHandler:
     # Without the Checkpointer around it, in which a process that reads would wait for one that has met an error.
     return ocp.PyTreeCheckpointHandler()
-
-
-@contextlib.contextmanager
-def _as_damage() -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, jax.errors.JaxRuntimeError):
-        # A full memory says nothing about the file.
-        raise
-    except Exception as error:
-        raise DamagedError(reason(error)) from error

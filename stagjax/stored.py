@@ -107,10 +107,35 @@ def read_params(path: epath.Path, layout: Callable[[Any], Any] | None = None) ->
       DamagedError: the parameters are not what was saved.
     """
     metadata = _for_all(lambda: read_metadata(path))
-    shapes = _for_all(lambda: _param_shapes(path))
+    shapes = _for_all(lambda: _stored_shapes(path)["params"])
     shardings = (layout or on_default_device)(shapes)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     return _verified(_for_all(lambda: _read(path, {"params": abstract})), metadata)["params"], metadata
+
+
+def check_shapes(path: epath.Path) -> dict[str, Any]:
+    """Return the metadata, compared with the shapes that the arrays are stored in; no array is read.
+
+    Raises:
+      DamagedError: it is not what was saved, as far as that can be seen so.
+    """
+    metadata = read_metadata(path)
+    if describe(_stored_shapes(path)) != metadata["arrays"]:
+        raise DamagedError("the stored arrays are not those that were saved")
+    return metadata
+
+
+def verify(path: epath.Path) -> None:
+    """Read all arrays, a part of the state at a time, on the default device, and compare their checksums.
+
+    Raises:
+      DamagedError: one is not what was saved.
+    """
+    metadata = check_shapes(path)
+    for name, shapes in _stored_shapes(path).items():
+        shardings = on_default_device(shapes)
+        abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+        _verified(_read(path, {name: abstract}), metadata)
 
 
 def reason(error: BaseException) -> str:
@@ -160,10 +185,12 @@ def _for_all(read: Callable[[], Any]) -> Any:
     return result
 
 
-def _param_shapes(path: epath.Path) -> Any:
+def _stored_shapes(path: epath.Path) -> dict[str, Any]:
     with as_damage():
-        tree = _reader().metadata(path / "state").tree["params"]
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+        stored = _reader().metadata(path / "state")
+        if stored is None:
+            raise DamagedError("there are no arrays")
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(tuple(x.shape), x.dtype), dict(stored.tree))
 
 
 def _read(path: epath.Path, abstract: Any) -> Any:

@@ -6,6 +6,7 @@ A tensor's name is its path in the tree, joined by ".": `blocks.mlp.gate`.
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,6 +37,9 @@ def write_tensors(
 
     Returns:
       The names of the files.
+
+    Raises:
+      OSError: a file cannot be written.
     """
     leaves = {tensor_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     shards = _shards({name: leaf.nbytes for name, leaf in leaves.items()}, shard_bytes)
@@ -44,8 +48,7 @@ def write_tensors(
         files = [f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     for file, names in zip(files, shards, strict=True):
         tensors = {name: np.asarray(leaves[name]) for name in names}
-        safetensors.numpy.save_file(tensors, directory / file, metadata={"format": "np"})
-        _flush(directory / file)
+        _write(tensors, directory / file)
         for name in names:
             on_tensor(leaves[name].nbytes)
     if len(shards) > 1:
@@ -114,6 +117,15 @@ def _index(stem: str) -> str:
     return f"{stem}.safetensors.index.json"
 
 
-def _flush(path: pathlib.Path) -> None:
+def _write(tensors: dict[str, np.ndarray], path: pathlib.Path) -> None:
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        safetensors.numpy.save_file(tensors, path, metadata={"format": "np"})
+    except safetensors.SafetensorError as error:
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise
+    path.chmod(mode)  # safetensors leaves it readable by its owner alone
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -1,0 +1,111 @@
+"""What is in a workdir, a checkpoint or an export: read from its metadata, wherever it was saved."""
+
+import math
+import pathlib
+from typing import Any
+
+from etils import epath
+
+from stagjax import exported, stored
+from stagjax.checkpoint import content_key
+from stagjax.errors import RunFailed
+from stagjax.exported import shape_of
+from stagjax.origin import read_metadata
+from stagjax.stored import DamagedError
+
+WHOLE, VERIFIED = "whole, arrays not read", "verified"
+
+
+def inspect(path: pathlib.Path, checkpoint: str | int | None = None, verify: bool = False) -> dict[str, Any]:
+    """Return everything about a model that its metadata say, as plain data.
+
+    No array is read and no device of the saved mesh is needed, unless `verify` asks for all checksums.
+
+    Args:
+      path: a workdir, one checkpoint of it, or an export.
+      checkpoint: which one of a workdir is described; None is the best, or the latest if no checkpoint was validated.
+      verify: read the arrays, of an export all files, and compare checksums.
+
+    Returns:
+      "path", "kind", "checkpoints" (of a workdir: step, validation_loss, bytes, validity), and of the one described:
+      "step", "validity", "metrics", "content_key", "config", "manifest", "parameters" (name, dtype, shape, count,
+      bytes), "state_bytes" (of optimizer state and step) and "files" (bytes on disk by name).
+
+    Raises:
+      UserError: there is no model, or no such checkpoint.
+      RunFailed: what is to be described is damaged.
+    """
+    if exported.is_export(path):
+        kind, checkpoints, metadata, place = "export", [], read_metadata(path, checkpoint), path
+    else:
+        metadata = read_metadata(path, checkpoint)
+        is_checkpoint = path.name == str(metadata["step"]) and path.parent.name == "checkpoints"
+        kind, directory = ("checkpoint", path.parent) if is_checkpoint else ("workdir", path / "checkpoints")
+        place = directory / str(metadata["step"])
+        checkpoints = [] if is_checkpoint else _checkpoints(directory)
+    arrays = metadata["arrays"]
+    return {
+        "path": str(path),
+        "kind": kind,
+        "checkpoints": checkpoints,
+        "step": metadata["step"],
+        "validity": _validity(place, kind, verify),
+        "metrics": metadata["metrics"],
+        "content_key": content_key(metadata),
+        "config": metadata["config"],
+        "manifest": metadata["manifest"],
+        "parameters": [_parameter(name, text) for name, text in arrays.items() if name.startswith("params/")],
+        "state_bytes": sum(_num_bytes(text) for name, text in arrays.items() if not name.startswith("params/")),
+        "files": _files(place),
+    }
+
+
+def _checkpoints(directory: pathlib.Path) -> list[dict[str, Any]]:
+    rows = []
+    for path in sorted((path for path in directory.iterdir() if path.name.isdecimal()), key=lambda p: int(p.name)):
+        loss, validity = None, WHOLE
+        try:
+            loss = stored.check_shapes(epath.Path(path))["metrics"]["validation_loss"]
+        except DamagedError as error:
+            validity = f"damaged ({error})"
+        size = sum(_files(path).values())
+        rows.append({"step": int(path.name), "validation_loss": loss, "bytes": size, "validity": validity})
+    return rows
+
+
+def _validity(place: pathlib.Path, kind: str, verify: bool) -> str:
+    try:
+        if kind == "export":
+            if verify:
+                exported.check_files(place)
+                exported.read_params(place)
+        elif verify:
+            stored.verify(epath.Path(place))
+        else:
+            stored.check_shapes(epath.Path(place))
+    except DamagedError as error:
+        remedy = "copy it again, or export it anew" if kind == "export" else "choose another one with --checkpoint"
+        raise RunFailed(f"{place} is damaged ({error}); {remedy}") from error
+    return VERIFIED if verify else WHOLE
+
+
+def _parameter(name: str, text: str) -> dict[str, Any]:
+    shape = shape_of(text)
+    return {
+        "name": name.removeprefix("params/"),
+        "dtype": shape.dtype.name,
+        "shape": list(shape.shape),
+        "count": math.prod(shape.shape),
+        "bytes": _num_bytes(text),
+    }
+
+
+def _num_bytes(text: str) -> int:
+    shape = shape_of(text)
+    return math.prod(shape.shape) * shape.dtype.itemsize
+
+
+def _files(directory: pathlib.Path) -> dict[str, int]:
+    return {
+        str(file.relative_to(directory)): file.stat().st_size for file in sorted(directory.rglob("*")) if file.is_file()
+    }

@@ -55,17 +55,19 @@ def convert_config(
             raise unknown("field of the model for a conversion", f"model.{name}", [f"model.{field}" for field in FREE])
     if to is not None:
         fields |= _stacks(model, to, num_stacks)
-    for name in ("max_length", "vocab_size"):
-        if fields.get(name, getattr(model, name)) < getattr(model, name):
-            raise UserError(
-                f"model.{name}={fields[name]} is below the {getattr(model, name)} that are trained; a conversion adds "
-                "rows and drops none"
-            )
-    converted = dataclasses.replace(config, model=dataclasses.replace(model, **fields))
-    converted = dataclasses.replace(converted, mesh=dataclasses.replace(config.mesh, stack=1))
-    converted.check()
+    if not fields:
+        raise UserError("a conversion without a change is a copy; give --to, or fields of the model: --config.model...")
+    mesh = dataclasses.replace(config.mesh, stack=1)
+    # By way of plain data, which checks types too.
+    converted = Config.from_dict(dataclasses.replace(config, mesh=mesh).to_dict() | {"model": vars(model) | fields})
     _keeps_all(model, converted.model)
     return converted
+
+
+def check_layers(layers: str) -> None:
+    """Raise `UserError` where `layers` is no name in `LAYERS`."""
+    if layers not in LAYERS:
+        raise unknown("--layers", layers, LAYERS)
 
 
 def convert_params(
@@ -83,8 +85,7 @@ def convert_params(
     Raises:
       UserError: `layers` is no such name.
     """
-    if layers not in LAYERS:
-        raise unknown("--layers", layers, LAYERS)
+    check_layers(layers)
     new = jax.jit(functools.partial(init_params, target))(jax.random.key(seed))
     new["embedding"] = _more_ids(params["embedding"], target.vocab_size)
     known = source.max_length
@@ -125,7 +126,11 @@ def _stacks(model: ModelConfig, to: str, num_stacks: int) -> dict[str, Any]:
 
 
 def _keeps_all(source: ModelConfig, target: ModelConfig) -> None:
-    """Raise `UserError` where a trained parameter has no place in the new model, or trained stacks lack one."""
+    """Raise `UserError` where what is trained has no place in the new model, or trained stacks lack something."""
+    for name in ("max_length", "vocab_size"):
+        had, has = getattr(source, name), getattr(target, name)
+        if has < had:
+            raise UserError(f"model.{name}={has} is below the {had} that are trained; a conversion drops no rows")
     before, after = (set(describe(abstract_params(model))) for model in (source, target))
     added = after - before - {"combine"} if source.num_stacks > 1 else set()
     if changed := (before - after) | added:

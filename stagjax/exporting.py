@@ -15,7 +15,7 @@ from stagjax import exported
 from stagjax import workdir as workdirs
 from stagjax.checkpoint import Checkpoints
 from stagjax.config import Config, to_json
-from stagjax.conversion import convert_config, convert_params
+from stagjax.conversion import check_layers, convert_config, convert_params
 from stagjax.data.manifest import Manifest
 from stagjax.errors import UserError, unknown
 from stagjax.files import new_directory, write_whole
@@ -158,6 +158,7 @@ def convert_model(
     metadata = read_metadata(source, checkpoint)
     config = Config.from_dict(metadata["config"])
     converted = convert_config(config, to, num_stacks, changes)
+    check_layers(layers)
     with new_directory(output) as directory:
         params, metadata = read_model(source, metadata["step"])
         new = convert_params(config.model, params, converted.model, layers)

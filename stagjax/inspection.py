@@ -8,7 +8,6 @@ from etils import epath
 
 from stagjax import exported, stored
 from stagjax.checkpoint import content_key
-from stagjax.errors import RunFailed
 from stagjax.exported import shape_of
 from stagjax.origin import read_metadata
 from stagjax.stored import DamagedError
@@ -33,7 +32,7 @@ def inspect(path: pathlib.Path, checkpoint: str | int | None = None, verify: boo
 
     Raises:
       UserError: there is no model, or no such checkpoint.
-      RunFailed: what is to be described is damaged.
+      RunFailed: the metadata themselves are damaged; other damage is a "validity".
     """
     if exported.is_export(path):
         kind, checkpoints, metadata, place = "export", [], read_metadata(path, checkpoint), path
@@ -74,18 +73,15 @@ def _checkpoints(directory: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _validity(place: pathlib.Path, kind: str, verify: bool) -> str:
+    """Return how much of the checkpoint or export at `place` is known to be as it was saved."""
     try:
-        if kind == "export":
-            if verify:
-                exported.check_files(place)
-                exported.read_params(place)
+        if kind != "export":
+            (stored.verify if verify else stored.check_shapes)(epath.Path(place))
         elif verify:
-            stored.verify(epath.Path(place))
-        else:
-            stored.check_shapes(epath.Path(place))
+            exported.check_files(place)
+            exported.read_params(place)
     except DamagedError as error:
-        remedy = "copy it again, or export it anew" if kind == "export" else "choose another one with --checkpoint"
-        raise RunFailed(f"{place} is damaged ({error}); {remedy}") from error
+        return f"damaged ({error})"
     return VERIFIED if verify else WHOLE
 
 

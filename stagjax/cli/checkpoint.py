@@ -115,8 +115,9 @@ def _inspect(args: argparse.Namespace) -> None:
     import rich.console
 
     from stagjax.cli import checkpoint_step
+    from stagjax.errors import RunFailed
     from stagjax.files import write_json
-    from stagjax.inspection import inspect
+    from stagjax.inspection import VERIFIED, WHOLE, inspect
     from stagjax.reporting.checkpoint_tables import checkpoint_tables
 
     facts = inspect(args.path, checkpoint_step(args.checkpoint), args.verify)
@@ -125,6 +126,8 @@ def _inspect(args: argparse.Namespace) -> None:
         console.print(table)
     if args.json:
         write_json(args.json, facts)
+    if facts["validity"] not in (WHOLE, VERIFIED):
+        raise RunFailed(f"step {facts['step']} of {args.path} is {facts['validity']}; choose another, or copy it again")
 
 
 def _export(args: argparse.Namespace) -> None:

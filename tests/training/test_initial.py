@@ -16,6 +16,7 @@ from stagjax.reporting.metrics import read_metrics
 from stagjax.training.initial import RECORD, Origin, find_origin
 from stagjax.training.loop import train
 from stagjax.training.state import abstract_state
+from stagjax.training.validation import validate
 from tests.runs import tiny_run, write_corpus, write_run
 
 
@@ -51,6 +52,18 @@ def test_the_first_state_is_the_origins_parameters_with_a_new_optimizer(source, 
     assert int(state["step"]) == 0
     lines = [line for line in read_metrics(started) if line["step"] == 0 and "validation/loss" in line]
     assert [line["validation/loss"] for line in lines] == [metadata["metrics"]["validation_loss"]]
+
+
+def test_a_model_is_validated_alone_as_in_its_run(started, corpus):
+    params, metadata = Checkpoints(started, 1, read_only=True).restore_params(0)
+    manifest = Manifest.from_dict(metadata["manifest"])
+    (result,) = validate([(tiny_run("separate_2x3", corpus), params)], manifest)
+    (logged,) = (line for line in read_metrics(started) if line["step"] == 0 and "validation/loss" in line)
+    np.testing.assert_allclose(result, (logged["validation/loss"], logged["validation/bits_per_byte"]), rtol=1e-6)
+    with pytest.raises(
+        UserError, match="data.source='text' is not what the model was trained on: row_length: 32 -> 16"
+    ):
+        validate([(tiny_run("separate_2x3", corpus, data__row_length=16), params)], manifest)
 
 
 def test_a_resume_does_not_need_the_origin(started, corpus, tmp_path):

@@ -31,7 +31,16 @@ def interleaved(num_stacks: int, layers_per_stack: int) -> list[list[int]]:
     return [list(range(s, num_stacks * layers_per_stack, num_stacks)) for s in range(num_stacks)]
 
 
-LAYERS = {"contiguous": contiguous, "interleaved": interleaved}
+LAYERS = {
+    "contiguous": contiguous,
+    "contiguous_reversed": lambda P, L: contiguous(P, L)[::-1],
+    "interleaved": interleaved,
+    "interleaved_reversed": lambda P, L: interleaved(P, L)[::-1],
+}
+"""Which layers of a baseline each stack gets. Reversed, the last stack, which predicts, gets the first layer."""
+
+DEFAULT_LAYERS = "interleaved_reversed"
+"""The lowest loss at the start and after fine-tuning (docs/checkpoints.md)."""
 
 
 def convert_config(
@@ -71,7 +80,7 @@ def check_layers(layers: str) -> None:
 
 
 def convert_params(
-    source: ModelConfig, params: Params, target: ModelConfig, layers: str = "contiguous", seed: int = 0
+    source: ModelConfig, params: Params, target: ModelConfig, layers: str = DEFAULT_LAYERS, seed: int = 0
 ) -> Params:
     """Return the parameters of `target`, a model that `convert_config` made from `source`.
 

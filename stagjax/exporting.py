@@ -15,7 +15,7 @@ from stagjax import exported
 from stagjax import workdir as workdirs
 from stagjax.checkpoint import Checkpoints
 from stagjax.config import Config, to_json
-from stagjax.conversion import check_layers, convert_config, convert_params
+from stagjax.conversion import DEFAULT_LAYERS, check_layers, convert_config, convert_params
 from stagjax.data.manifest import Manifest
 from stagjax.errors import UserError, unknown
 from stagjax.files import new_directory, write_whole
@@ -137,7 +137,7 @@ def convert_model(
     checkpoint: str | int | None = None,
     to: str | None = None,
     num_stacks: int = 2,
-    layers: str = "contiguous",
+    layers: str = DEFAULT_LAYERS,
     changes: Mapping[str, Any] | None = None,
 ) -> Conversion:
     """Make a workdir with a model of another shape, see `stagjax.conversion`; its state is new, at step 0.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stagjax.config import Config, DataConfig, MeshConfig, TrainingConfig
-from stagjax.conversion import LAYERS, convert_config, convert_params
+from stagjax.conversion import DEFAULT_LAYERS, LAYERS, convert_config, convert_params
 from stagjax.errors import UserError
 from stagjax.model import stagformer
 from tests.variants import VARIANTS, params_of, tiny, tokens_of
@@ -19,7 +19,7 @@ def experiment(model):
     return Config(model, DataConfig(row_length=32), TrainingConfig())
 
 
-def converted(source, params=None, layers="contiguous", **arguments):
+def converted(source, params=None, layers=DEFAULT_LAYERS, **arguments):
     """Return (source's params, new model, new params)."""
     params = params_of(source) if params is None else params
     target = convert_config(experiment(source), **arguments).model
@@ -67,7 +67,7 @@ def test_zero_cross_out_lets_gradients_through():
     assert np.abs(gradient["cross"]["attention"]["out"]).max() > 0
 
 
-@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("layers", ["contiguous", DEFAULT_LAYERS])
 def test_separate_stacks_run_their_share_of_the_layers(layers):
     source = tiny(num_stacks=1, layers_per_stack=6)
     params, target, new = converted(source, layers=layers, to="separate", num_stacks=3)
@@ -83,6 +83,9 @@ def test_separate_stacks_run_their_share_of_the_layers(layers):
 def test_which_layer_goes_where():
     assert LAYERS["contiguous"](2, 3) == [[0, 1, 2], [3, 4, 5]]
     assert LAYERS["interleaved"](2, 3) == [[0, 2, 4], [1, 3, 5]]
+    assert LAYERS["contiguous_reversed"](3, 2) == [[4, 5], [2, 3], [0, 1]]
+    assert LAYERS["interleaved_reversed"](2, 3) == [[1, 3, 5], [0, 2, 4]]
+    assert DEFAULT_LAYERS in LAYERS
 
 
 @pytest.mark.parametrize("variant", ["shared_4_linear", "window_1_parallel"])

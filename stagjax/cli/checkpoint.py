@@ -94,9 +94,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     convert.add_argument("--stacks", type=int, default=2, metavar="P", help="default: %(default)s")
     convert.add_argument(
         "--layers",
-        default="contiguous",
         metavar="NAME",
-        help="which layers a separate stack gets: contiguous, interleaved",
+        help="which layers a separate stack gets: contiguous or interleaved ones, or either _reversed, where the last "
+        "stack gets the first layer; default: interleaved_reversed",
     )
 
 
@@ -158,6 +158,7 @@ def _import(args: argparse.Namespace) -> None:
 
 def _convert(args: argparse.Namespace) -> None:
     from stagjax.cli import checkpoint_step
+    from stagjax.conversion import DEFAULT_LAYERS
     from stagjax.exporting import convert_model
 
     done = convert_model(
@@ -166,7 +167,7 @@ def _convert(args: argparse.Namespace) -> None:
         checkpoint_step(args.checkpoint),
         args.to,
         args.stacks,
-        args.layers,
+        args.layers or DEFAULT_LAYERS,
         _changes(args.overrides),
     )
     if done.before is None:

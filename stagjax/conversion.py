@@ -152,8 +152,8 @@ def _keeps_all(source: ModelConfig, target: ModelConfig) -> None:
 def _more_ids(embedding_VD: jax.Array, vocab_size: int) -> jax.Array:
     """Return the embedding with rows added that are the mean of all.
 
-    An id of the mean row never outweighs the trained ids together (Hewitt, "Initializing New Word Embeddings for
-    Pretrained Language Models", 2021), which one of the usual random rows may.
+    By Jensen's inequality such an id weighs at most a V-th of the trained ids together, whatever y is; a random row may
+    outweigh them all (Hewitt, "Initializing New Word Embeddings for Pretrained Language Models", 2021).
     """
     extra = vocab_size - embedding_VD.shape[0]
     return jnp.concatenate([embedding_VD, jnp.tile(embedding_VD.mean(axis=0), (extra, 1))])

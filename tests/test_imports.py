@@ -19,7 +19,7 @@ LEVELS = [
     {"decoding", "checkpoint", "stored", "tensor_files", "exported", "conversion", "reporting"},
     {"workdir", "origin"},
     {"library", "training", "tasks"},
-    {"evaluation", "exporting", "inspection"},
+    {"evaluation", "exporting", "inspection", "validating"},
     {"bench"},
     {"cli", "__main__"},
 ]

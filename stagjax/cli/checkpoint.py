@@ -174,7 +174,7 @@ def _convert(args: argparse.Namespace) -> None:
         print(f"not validated: {done.not_validated}")
     else:
         for name, result in (("before", done.before), ("after", done.after)):
-            print(f"validation loss {name}: {result.loss:.4f}, {result.bits_per_byte:.4f} bits per byte")
+            print(f"validation loss {name}: {result['loss']:.4f}, {result['bits_per_byte']:.4f} bits per byte")
     print(f"the new model is in {args.output}, at step 0")
 
 

@@ -16,7 +16,7 @@ from stagjax.reporting.metrics import read_metrics
 from stagjax.training.initial import RECORD, Origin, find_origin
 from stagjax.training.loop import train
 from stagjax.training.state import abstract_state
-from stagjax.training.validation import validate
+from stagjax.validating import validate
 from tests.runs import tiny_run, write_corpus, write_run
 
 
@@ -59,7 +59,8 @@ def test_a_model_is_validated_alone_as_in_its_run(started, corpus):
     manifest = Manifest.from_dict(metadata["manifest"])
     (result,) = validate([(tiny_run("separate_2x3", corpus), params)], manifest)
     (logged,) = (line for line in read_metrics(started) if line["step"] == 0 and "validation/loss" in line)
-    np.testing.assert_allclose(result, (logged["validation/loss"], logged["validation/bits_per_byte"]), rtol=1e-6)
+    for name, value in result.items():
+        np.testing.assert_allclose(value, logged[f"validation/{name}"], rtol=1e-6)
     with pytest.raises(
         UserError, match="data.source='text' is not what the model was trained on: row_length: 32 -> 16"
     ):

@@ -40,7 +40,7 @@ LAYERS = {
 """Which layers of a baseline each stack gets. Reversed, the last stack, which predicts, gets the first layer."""
 
 DEFAULT_LAYERS = "interleaved_reversed"
-"""The lowest loss at the start and after fine-tuning (docs/checkpoints.md)."""
+"""The lowest loss at the start of the four, and after fine-tuning of the three tried (docs/checkpoints.md)."""
 
 
 def convert_config(

@@ -102,6 +102,12 @@ def _num_bytes(text: str) -> int:
 
 
 def _files(directory: pathlib.Path) -> dict[str, int]:
-    return {
-        str(file.relative_to(directory)): file.stat().st_size for file in sorted(directory.rglob("*")) if file.is_file()
-    }
+    """Return bytes by name of the files below a directory, which may be in a bucket."""
+    sizes = {}
+    # Level by level: a path in a bucket refuses to list recursively.
+    for entry in sorted(epath.Path(directory).iterdir()):
+        if entry.is_dir():
+            sizes |= {f"{entry.name}/{name}": size for name, size in _files(entry).items()}
+        else:
+            sizes[entry.name] = entry.stat().length
+    return sizes

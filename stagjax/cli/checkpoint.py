@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from stagjax.files import directory
+
 EPILOG = """\
 examples:
   stagjax checkpoint inspect runs/separate
@@ -68,15 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="checkpoint_command", metavar="COMMAND", required=True)
 
     inspect = _command(commands, "inspect", "list parameters, shapes, step and config", INSPECT_EPILOG)
-    inspect.add_argument(
-        "path", type=pathlib.Path, metavar="DIR", help="a workdir, WORKDIR/checkpoints/STEP, an export"
-    )
+    inspect.add_argument("path", type=directory, metavar="DIR", help="a workdir, WORKDIR/checkpoints/STEP, an export")
     _add_checkpoint(inspect)
     inspect.add_argument("--verify", action="store_true", help="read all arrays and compare their checksums")
     inspect.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write everything to FILE as JSON")
 
     export = _command(commands, "export", "write a model as safetensors and JSON", EXPORT_EPILOG)
-    export.add_argument("path", type=pathlib.Path, metavar="WORKDIR", help="of a stagjax train run")
+    export.add_argument("path", type=directory, metavar="WORKDIR", help="of a stagjax train run")
     export.add_argument("--output", required=True, type=pathlib.Path, metavar="DIR", help="must not exist")
     _add_checkpoint(export)
     export.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16, which rounds")
@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     imported.add_argument("--workdir", required=True, type=pathlib.Path, metavar="NEW", help="must not exist")
 
     convert = _command(commands, "convert", "make a model of another shape, e.g. stacks of a baseline", CONVERT_EPILOG)
-    convert.add_argument("path", type=pathlib.Path, metavar="DIR", help="a workdir or an export")
+    convert.add_argument("path", type=directory, metavar="DIR", help="a workdir or an export")
     convert.add_argument("--output", required=True, type=pathlib.Path, metavar="WORKDIR", help="must not exist")
     _add_checkpoint(convert)
     convert.add_argument("--to", metavar="separate|shared", help="weights of the stacks; left out: the stacks stay")

@@ -187,10 +187,8 @@ def _for_all(read: Callable[[], Any]) -> Any:
 
 def _stored_shapes(path: epath.Path) -> dict[str, Any]:
     with as_damage():
-        stored = _reader().metadata(path / "state")
-        if stored is None:
-            raise DamagedError("there are no arrays")
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(tuple(x.shape), x.dtype), dict(stored.tree))
+        tree = _reader().metadata(path / "state").tree
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(tuple(x.shape), x.dtype), dict(tree))
 
 
 def _read(path: epath.Path, abstract: Any) -> Any:

@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from stagjax.data.vocabulary import Vocabulary
 from stagjax.decoding.generation import continue_ids, row_keys
 from stagjax.decoding.loop import Decoder
@@ -92,7 +94,7 @@ class Answering:
             self._vocabulary,
             [requests[sample.request].context for sample in filled],
             [sample.prompt_ids for sample in filled],
-            keys[[sample.row for sample in filled]],
+            keys[np.array([sample.row for sample in filled])],
             max_length=self._max_length,
             max_new_tokens=first.max_new_tokens,
             sampling=Sampling(first.temperature),

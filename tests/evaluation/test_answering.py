@@ -70,11 +70,14 @@ def test_recurrent_answers_are_those_of_recurrent_decoding():
 
 
 def test_stop_strings_are_of_each_request():
-    (plain,) = Scorer(LM).answer([GenerationRequest("first", max_new_tokens=12)])
-    stop = plain.texts[0][3:5]
-    requests = [GenerationRequest("first", (stop,), 12), GenerationRequest("first", (), 12)]
-    stopped, whole = Scorer(LM).answer(requests)
-    assert whole == plain and stopped.texts[0] == plain.texts[0][: plain.texts[0].index(stop)]
+    contexts = "abcdefgh"
+    plain = Scorer(LM).answer([GenerationRequest(context, max_new_tokens=12) for context in contexts])
+    # Of an untrained model most text is no UTF-8; a letter is needed.
+    said = {context: answer.texts[0] for context, answer in zip(contexts, plain, strict=True)}
+    context, stop = next((c, letter) for c, text in said.items() for letter in text[1:] if letter.isascii())
+    requests = [GenerationRequest(c, (stop,) if c == context else (), 12) for c in contexts]
+    for c, answer in zip(contexts, Scorer(LM).answer(requests), strict=True):
+        assert answer.texts[0] == (said[c][: said[c].index(stop)] if c == context else said[c])
 
 
 def test_long_prompts_are_cut_at_the_left_and_counted():

@@ -21,7 +21,7 @@ SPECIALS = {"<pad>": PAD, "<s>": BOS, "</s>": EOS}
 def baseline(layers: int, width: int, max_length: int) -> LanguageModel:
     """Return a baseline of bytes with random parameters that a twin can have.
 
-    Output norms are raised so that predictions are far from uniform, as a trained model's are.
+    Output norms are lowered: an untrained model expects the token that it reads once more, with all its weight.
     """
     model = ModelConfig(
         vocab_size=ByteVocabulary().size,
@@ -35,7 +35,7 @@ def baseline(layers: int, width: int, max_length: int) -> LanguageModel:
     )
     params = init_params(model, jax.random.key(0))
     params["position_embedding"] = jnp.zeros_like(params["position_embedding"])
-    params["out_norm"]["scale"] *= 3.0
+    params["out_norm"]["scale"] *= 0.3
     config = Config(model, DataConfig(row_length=max_length), TrainingConfig())
     return LanguageModel(config, params, ByteVocabulary(), 0)
 
@@ -66,7 +66,7 @@ def twin(config: ModelConfig, params: Params) -> transformers.LlamaForCausalLM:
         )
     )
     weights = _weights(config, jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params))
-    model.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(leaf)) for name, leaf in weights.items()})
+    model.load_state_dict({name: torch.from_numpy(np.array(leaf, order="C")) for name, leaf in weights.items()})
     return model.eval()
 
 

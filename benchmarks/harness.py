@@ -84,8 +84,8 @@ def main() -> int:
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
-    """Let the sides take turns; return seconds by benchmark and way, and how far their numbers are apart."""
-    seconds: dict[str, dict[str, list[float]]] = {name: {} for name in FILES}
+    """Let the sides take turns; return [seconds, CPU seconds] by benchmark and way, and how far numbers are apart."""
+    seconds: dict[str, dict[str, list[list[float]]]] = {name: {} for name in FILES}
     answers: dict[str, dict[str, Any]] = {}
     with contextlib.closing(Side("peer", args)) as peer:
         for round_ in range(args.rounds):
@@ -95,7 +95,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
                         for name in FILES:
                             for way in ways:
                                 taken = ours.ask(name)
-                                seconds[name].setdefault(way, []).append(taken["seconds"])
+                                _add(seconds[name], way, taken)
                                 answers.setdefault(name, {})["stagjax"] = taken
                         if round_ == 0 and way == "compiled":
                             for name in OTHER_KINDS:
@@ -103,7 +103,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             for name in FILES:
                 for batch in BATCHES:
                     taken = peer.ask(name, batch)
-                    seconds[name].setdefault(f"batch {batch}", []).append(taken["seconds"])
+                    _add(seconds[name], f"batch {batch}", taken)
                     answers[name]["peer"] = taken
         for name in OTHER_KINDS:
             answers[name]["peer"] = peer.ask(name)
@@ -114,6 +114,10 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         "documents": {name: answers[name]["peer"]["documents"] for name in FILES},
         "environment": environment(args),
     }
+
+
+def _add(ways: dict[str, list[list[float]]], way: str, taken: dict[str, Any]) -> None:
+    ways.setdefault(way, []).append([taken["seconds"], taken["cpu_seconds"]])
 
 
 def difference(stagjax: dict[str, Any], peer: dict[str, Any]) -> dict[str, float]:
@@ -136,11 +140,16 @@ def report(results: dict[str, Any]) -> int:
     for title in ("documents a second", "batch 1", "batch 8", "batch 16", "cold", "cached", "compiled"):
         table.add_column(title, justify="left" if title == "documents a second" else "right")
     for name, ways in results["seconds"].items():
-        rate = {way: results["documents"][name] / statistics.median(taken) for way, taken in ways.items()}
-        best = max(rate[f"batch {batch}"] for batch in BATCHES)
-        theirs = [f"{rate[f'batch {batch}']:.2f}" for batch in BATCHES]
-        ours = [f"{rate[way]:.2f} ({rate[way] / best:.2f}x)" for way in ("cold", "cached", "compiled")]
-        table.add_row(name, *theirs, *ours)
+        for kind, title in enumerate((name, "  by CPU time")):
+            # CPU time says what a run costs where other processes take turns with it.
+            rate = {
+                way: results["documents"][name] / statistics.median(both[kind] for both in taken)
+                for way, taken in ways.items()
+            }
+            best = max(rate[f"batch {batch}"] for batch in BATCHES)
+            theirs = [f"{rate[f'batch {batch}']:.2f}" for batch in BATCHES]
+            ours = [f"{rate[way]:.2f} ({rate[way] / best:.2f}x)" for way in ("cold", "cached", "compiled")]
+            table.add_row(title, *theirs, *ours)
     console = rich.console.Console()
     console.print(table)
     for name, found in results["differences"].items():
@@ -198,7 +207,12 @@ class Side:
         answer = self._process.stdout.readline()
         if not answer:
             raise RuntimeError(f"the process of {self._side} ended in {name}; its own message stands above")
-        return json.loads(answer)
+        reply = json.loads(answer)
+        took = f": {reply['seconds']:.1f} s" if "seconds" in reply else ""
+        print(
+            f"harness: {self._side}, {name}{f', batch {batch}' if self._side == 'peer' else ''}{took}", file=sys.stderr
+        )
+        return reply
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -251,11 +265,12 @@ def _peer(lm: Any, threads: int) -> Answer:
 def _timed(task: Any, answer: Callable[[list], list]) -> dict[str, Any]:
     """Return seconds, answers, and what the harness makes of them."""
     requests = task.instances
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     answers = answer(requests)
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
     return {
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "numbers": [logprob for logprob, _ in answers],
         "others": [bool(is_greedy) for _, is_greedy in answers],
         "documents": len({request.doc_id for request in requests}),

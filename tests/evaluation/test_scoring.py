@@ -80,6 +80,7 @@ def test_answers_depend_neither_on_mates_nor_on_order(decoding):
     order, longer = [2, 0, 1], [LoglikelihoodRequest("x" * 30, choice) for choice in ("y", "z" * 9, "u")]
     shuffled = Scorer(lm, settings, slots=64).answer([*longer, *[CHOICES[n] for n in order]])
     close(logprobs(shuffled)[3:], expected[order], rtol=TOLERANCE)
+    close(logprobs(Scorer(lm, settings).answer(longer)), logprobs(shuffled)[:3], rtol=TOLERANCE)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,9 @@ from tests.variants import RECURRENT, VARIANTS
 # of it (float32). The largest difference seen in these tests: 4e-7.
 TOLERANCE = 1e-5
 
+# Recurrent models that between them have a lag, windows, three passes and a linear combination.
+QUICK = ("lag_2_window_4_shared", "shared_window_1", "shared_lag_2_linear")
+
 CHOICES = [LoglikelihoodRequest("the quick brown", choice) for choice in (" fox", " dogs of war", "!")]
 REQUESTS = [*CHOICES, LoglikelihoodRequest("", "abc"), LoglikelihoodRequest("a", " much longer continuation")]
 
@@ -38,7 +41,10 @@ def test_scores_equal_whole_rows(name):
         assert answer == Loglikelihood(answer.logprob, is_greedy, n, 0)
 
 
-@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RECURRENT],
+)
 def test_recurrent_scores_are_those_of_the_recurrent_decode(name):
     # In float64: the recurrence of an untrained model grows without bound.
     with jax.enable_x64(True):
@@ -88,7 +94,7 @@ def test_answers_depend_neither_on_mates_nor_on_order(decoding):
     [
         ("separate", "parallel", DecodeMesh(data=8)),
         ("lag_2_window_4_shared", "parallel", DecodeMesh(data=2, stack=3)),
-        ("everything", "parallel", DecodeMesh(data=2, stack=4)),
+        pytest.param("everything", "parallel", DecodeMesh(data=2, stack=4), marks=pytest.mark.slow),
         ("shared", "recurrent", DecodeMesh(data=4, tensor=2)),
     ],
 )

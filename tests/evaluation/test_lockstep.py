@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from stagjax import local_processes
+from stagjax.hosts.place import Place, as_environment
 from stagjax.mesh import DecodeMesh
 from tests.evaluation import lockstep
 from tests.evaluation.models import close
@@ -21,7 +21,7 @@ def _run(count, *arguments):
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.evaluation.lockstep", *arguments],
-            env=os.environ | {local_processes._VARIABLE: f"{index},{count},{coordinator}"},
+            env=os.environ | as_environment(Place(index, count, coordinator)),
             stdout=subprocess.PIPE,
             text=True,
         )

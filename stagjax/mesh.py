@@ -140,6 +140,20 @@ def decoding_mesh(sizes: DecodeMesh, devices: Sequence[jax.Device] | None = None
     )
 
 
+def scoring_mesh(sizes: DecodeMesh, model_dim: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Return a mesh with the axes of training over the devices of a decoding mesh, to score given tokens on.
+
+    Rows are divided over all of them. Parameters are divided within each group that holds a copy in decoding, as far
+    as `model_dim` divides, so that both uses need about the same memory.
+
+    Raises:
+      UserError: as `decoding_mesh`.
+    """
+    chosen = decoding_mesh(sizes, devices).devices
+    fsdp = math.gcd(model_dim, sizes.stack * sizes.tensor)
+    return Mesh(chosen.reshape(-1, fsdp, 1, 1), TRAINING_AXES, axis_types=(AxisType.Auto,) * len(TRAINING_AXES))
+
+
 def coordinates(device: jax.Device) -> tuple[int, ...] | None:
     """Return where a device sits in the topology (with the core on its chip), None where it does not say."""
     coords = getattr(device, "coords", None)

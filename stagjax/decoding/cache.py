@@ -72,6 +72,31 @@ def from_prefill(keys_BTKH: jax.Array, values_BTKH: jax.Array, capacity: int, wi
     return LayerCache(fill(keys_BTKH), fill(values_BTKH))
 
 
+def repeat_rows(state: DecodeState, copies: int, passes: int) -> DecodeState:
+    """Return the state of `copies` equal rows for each row, which follow each other; one chip's part.
+
+    Args:
+      state: of one chip.
+      copies: of each row.
+      passes: passes that are rows of the state's arrays, `Placement.passes`.
+    """
+    B = state.starts_B.shape[0]
+
+    def repeat(x: jax.Array, axis: int, passes: int) -> jax.Array:
+        # Along an axis that is passes, rows, and what a row has several of (kv heads).
+        before, after = x.shape[:axis], x.shape[axis + 1 :]
+        apart = x.reshape(*before, passes, B, -1, *after)
+        return jnp.repeat(apart, copies, axis=axis + 1).reshape(*before, -1, *after)
+
+    return DecodeState(
+        caches=jax.tree.map(lambda x_CSH: repeat(x_CSH, 0, passes), state.caches),
+        memory=jax.tree.map(lambda x: repeat(x, 1, passes), state.memory),
+        outbox=None if state.outbox is None else repeat(state.outbox, 0, 1),
+        slot=state.slot,
+        starts_B=repeat(state.starts_B, 0, 1),
+    )
+
+
 def attend(
     cache: LayerCache,
     slot: jax.Array,

@@ -78,9 +78,55 @@ def generate(
     if not prompts:
         return []
     prompt_ids = [_prompt_ids(config, vocabulary, prompt, max_new_tokens) for prompt in prompts]
-    tokens_BT, starts_B = pad_left(prompt_ids, config.max_length)
-    rows = [_Row(vocabulary, [text.encode() for text in stop]) for _ in prompts]
-    chunks = decoder.chunks(tokens_BT, starts_B, max_new_tokens, sampling, row_keys(prompt_ids, seed), EOS, chunk)
+    return continue_ids(
+        decoder,
+        vocabulary,
+        prompts,
+        prompt_ids,
+        row_keys(prompt_ids, seed),
+        max_length=config.max_length,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        stop=stop,
+        on_text=on_text,
+        chunk=chunk,
+    )
+
+
+def continue_ids(
+    decoder: Decoder | SequentialDecoder,
+    vocabulary: Vocabulary,
+    prompts: Sequence[str],
+    prompt_ids: Sequence[Sequence[int]],
+    keys_B: jax.Array,
+    *,
+    max_length: int,
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop: Sequence[str] = (),
+    stop_after_text: bool = False,
+    on_text: Callable[[int, str], None] | None = None,
+    chunk: int = MAX_CHUNK,
+) -> list[Generation]:
+    """Continue prompts that are ids already and fit, all in one batch; arguments as for `generate`, but for these.
+
+    Args:
+      decoder: what draws the tokens.
+      vocabulary: between text and ids.
+      prompts: the texts, for the results.
+      prompt_ids: ids of each, BOS among them.
+      keys_B: one PRNG key a row.
+      max_length: of the model.
+      max_new_tokens: for each row.
+      sampling: how tokens are drawn.
+      stop: strings that end a row.
+      stop_after_text: they only count from the first character on that is no white space.
+      on_text: called with (row, text).
+      chunk: tokens drawn by one compiled call.
+    """
+    tokens_BT, starts_B = pad_left(prompt_ids, max_length)
+    rows = [_Row(vocabulary, [text.encode() for text in stop], stop_after_text) for _ in prompts]
+    chunks = decoder.chunks(tokens_BT, starts_B, max_new_tokens, sampling, keys_B, EOS, chunk)
     drawn = next(chunks, None)
     while drawn is not None:
         for index, row in enumerate(rows):
@@ -144,11 +190,11 @@ def _prompt_ids(config: ModelConfig, vocabulary: Vocabulary, prompt: str, max_ne
 class _Row:
     """One row as it grows: its ids, and its bytes up to a stop string."""
 
-    def __init__(self, vocabulary: Vocabulary, stop: list[bytes]):
+    def __init__(self, vocabulary: Vocabulary, stop: list[bytes], stop_after_text: bool = False):
         self.ids: list[int] = []
         self.logprobs: list[float] = []
         self.stop_reason: str | None = None
-        self._vocabulary, self._stop = vocabulary, stop
+        self._vocabulary, self._stop, self._stop_after_text = vocabulary, stop, stop_after_text
         self._bytes = bytearray()
         self._told = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -169,7 +215,8 @@ class _Row:
                 return
             before = len(self._bytes)
             self._bytes += self._vocabulary.pieces[token]
-            found = [self._bytes.find(text, max(0, before - len(text) + 1)) for text in self._stop]
+            first = len(self._bytes) - len(self._bytes.lstrip()) if self._stop_after_text else 0
+            found = [self._bytes.find(text, max(first, before - len(text) + 1)) for text in self._stop]
             if any(index >= 0 for index in found):
                 del self._bytes[min(index for index in found if index >= 0) :]
                 self.stop_reason = STOP

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec
 
 from stagjax.decoding import step as steps
@@ -107,16 +108,16 @@ class Decoder:
         drawing = Drawing(sampling, self.num_ids, stop_id)
         carry, first = _start(self.placement, drawing, capacity, self.placed, tokens_BT, starts_B, keys_B)
         drawn = 1
-        stopped = yield Chunk(*(np.asarray(leaf)[None] for leaf in first))
+        stopped = yield Chunk(*(_on_host(leaf)[None] for leaf in first))
         while drawn < max_new_tokens:
             if stopped is not None:
                 carry = carry._replace(done_B=carry.done_B | stopped)
-            if np.asarray(carry.done_B).all():
+            if _on_host(carry.done_B).all():
                 return
             count = min(chunk, MAX_CHUNK, max_new_tokens - drawn)
             carry, drawn_nB = go_on(self.placement, drawing, self.placed, carry, keys_B, jnp.int32(count))
             drawn += count
-            stopped = yield Chunk(*(np.asarray(leaf)[:count] for leaf in drawn_nB))
+            stopped = yield Chunk(*(_on_host(leaf)[:count] for leaf in drawn_nB))
 
 
 def check_batch(placement: Placement, batch: int) -> None:
@@ -270,6 +271,13 @@ def _draw(placement: Placement, drawing: Drawing, params: DecodeParams, y_BD, ke
         return (first_B > 0).astype(jnp.int32), first_B.astype(jnp.float32)
     with jax.named_scope("sampling"):
         return sample(drawing.sampling, logits_BV, keys_B, positions_B, drawing.num_ids, first_id, slices.gather)
+
+
+def _on_host(x: jax.Array) -> np.ndarray:
+    """Return all of an array; rows may be divided over the devices of several processes."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    return multihost_utils.process_allgather(x, tiled=True)
 
 
 def _ends(tokens_B: jax.Array, stop_id: int | None) -> jax.Array:

@@ -96,6 +96,29 @@ def sample(
     return of_winner(all_C5B[:, 4]), of_winner(chosen_CB) - log_total_B
 
 
+def log_probability(
+    logits_BV: jax.Array, targets_B: jax.Array, num_ids: int, first_id: jax.Array | int = 0, gather: Gather = alone
+) -> tuple[jax.Array, jax.Array]:
+    """Return the log-probabilities of given tokens, float32, and whether each is what greedy sampling would draw.
+
+    Arguments as for `sample`; both results are the same on all chips.
+    """
+    ids_V = first_id + jnp.arange(logits_BV.shape[-1])
+    logits_BV = jnp.where(ids_V < num_ids, logits_BV.astype(jnp.float32), MASKED)
+    highest_B, best_B = jnp.max(logits_BV, axis=-1), jnp.argmax(logits_BV, axis=-1)
+    total_B = jnp.sum(jnp.exp(logits_BV - highest_B[:, None]), axis=-1)
+    # A chip that does not hold the target sends the least of all numbers.
+    target_B = jnp.max(jnp.where(ids_V == targets_B[:, None], logits_BV, -jnp.inf), axis=-1)
+    floats_C3B = gather(jnp.stack([highest_B, total_B, target_B]))
+    ids_CB = gather((first_id + best_B).astype(jnp.int32))
+    highest_CB, total_CB, target_CB = jnp.swapaxes(floats_C3B, 0, 1)
+    top_B = jnp.max(highest_CB, axis=0)
+    log_total_B = top_B + jnp.log(jnp.sum(total_CB * jnp.exp(highest_CB - top_B), axis=0))
+    winner_1B = jnp.argmax(highest_CB, axis=0)[None]  # the first of equals: the lowest id
+    drawn_B = jnp.take_along_axis(ids_CB, winner_1B, axis=0)[0]
+    return jnp.max(target_CB, axis=0) - log_total_B, drawn_B == targets_B
+
+
 def _noise(keys_B: jax.Array, positions_B: jax.Array, ids_V: jax.Array) -> jax.Array:
     """Return Gumbel noise, [B,V]."""
 

@@ -19,13 +19,15 @@ class LoglikelihoodRequest:
 
 @dataclasses.dataclass(frozen=True)
 class RollingRequest:
-    """How probable is a whole document, its end included? Every token is scored once.
+    """How probable is a whole document? Every token is scored once.
 
     Attributes:
       text: of the document.
+      with_end: whether its end (EOS) is one of them; the harness's rolling likelihood knows none.
     """
 
     text: str
+    with_end: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,17 +26,20 @@ def print_warning(text: str) -> None:
 class Checkpoints:
     """The checkpoints of one workdir, in `WORKDIR/checkpoints/STEP`: `state` (arrays) and `metadata` (JSON).
 
-    Metadata is `{"step", "config", "manifest", "metrics": {"validation_loss"}, "arrays", "fingerprint", "digest"}`,
-    where `arrays` maps a leaf's path to e.g. "float32[2,3]" and `fingerprint` maps it to its checksum.
+    Metadata is `{"step", "config", "manifest", "metrics": {"validation_loss"}, "skipped_batches", "arrays",
+    "fingerprint", "digest"}`, where `skipped_batches` are the [first, end) that a run passed over, `arrays` maps a
+    leaf's path to e.g. "float32[2,3]" and `fingerprint` maps it to its checksum.
 
-    Kept are the newest `keep_last` and the one with the lowest validation loss. What is no longer kept is removed
-    once the checkpoint that replaces it is complete, that is at the next `save`, `wait` or `close`.
+    Kept are the newest `keep_last`, the one with the lowest validation loss, and those of every `keep_every`-th step.
+    What is no longer kept is removed once the checkpoint that replaces it is complete, that is at the next `save`,
+    `wait` or `close`.
 
     Every process of a distributed run calls every method; process 0 alone removes files.
 
     Attributes:
       directory: `WORKDIR/checkpoints`.
       keep_last: newest checkpoints that are kept.
+      keep_every: checkpoints of multiples of this step are kept for ever; None for none.
     """
 
     def __init__(
@@ -45,14 +48,17 @@ class Checkpoints:
         keep_last: int,
         read_only: bool = False,
         warn: Callable[[str], None] = print_warning,
+        keep_every: int | None = None,
     ):
         self.directory = epath.Path(workdir).expanduser().resolve() / "checkpoints"
-        self.keep_last = keep_last
+        self.keep_last, self.keep_every = keep_last, keep_every
         self._read_only = read_only
         self._warn = warn
         self._writer = _new_writer()
         self._while_saving = contextlib.ExitStack()
         self._damaged: set[int] = set()
+        # What a writer has read once: with `keep_every` there are many, and each may be a request to a bucket.
+        self._known: dict[int, dict[str, Any]] = {}
         self._saving: int | None = None
         if not read_only and jax.process_index() == 0:
             try:
@@ -68,6 +74,7 @@ class Checkpoints:
         config: Mapping[str, Any],
         manifest: Mapping[str, Any],
         validation_loss: float | None,
+        skipped_batches: Sequence[tuple[int, int]] = (),
     ) -> None:
         """Start to write a checkpoint, and return when `state` may be donated; a step that is there is left alone.
 
@@ -77,6 +84,7 @@ class Checkpoints:
           config: of the run, as plain data.
           manifest: of its data, as plain data.
           validation_loss: by which the best checkpoint is chosen; None (or not finite) is never the best.
+          skipped_batches: [first, end) of batches that the run passed over.
 
         Raises:
           RunFailed: this save, or an earlier one in the background, failed; the last good checkpoint is named.
@@ -84,13 +92,18 @@ class Checkpoints:
         if self._read_only:
             raise ValueError(f"{self.directory} was opened for reading")
         self.wait()
-        if step in self.steps():
-            return
+        try:
+            if step in self.steps():
+                return
+        except OSError as error:
+            self._saving = step
+            raise self._failure(error) from error
         metadata = {
             "step": int(step),
             "config": config,
             "manifest": manifest,
             "metrics": {"validation_loss": _finite(validation_loss)},
+            "skipped_batches": [list(pair) for pair in skipped_batches],
             "arrays": describe(state),
             "fingerprint": fingerprint(state),
         }
@@ -112,7 +125,7 @@ class Checkpoints:
         """Wait until everything is written, then remove what is no longer kept.
 
         Raises:
-          RunFailed: a save in the background failed; the last good checkpoint is named.
+          RunFailed: a save in the background, or the removal, failed; the last good checkpoint is named.
         """
         try:
             self._writer.wait_until_finished()
@@ -123,7 +136,22 @@ class Checkpoints:
         if self._saving is not None:
             self._damaged.discard(self._saving)
             self._saving = None
-            self._prune()
+            try:
+                self._prune()
+            except OSError as error:
+                raise RunFailed(
+                    f"{self.directory} cannot be cleared of old checkpoints: {reason(error)}; {self.last_good()}"
+                ) from error
+
+    def check(self) -> None:
+        """Raise as `wait` does if the save in the background has failed by now; wait for nothing."""
+        if self._saving is None:
+            return
+        try:
+            self._writer.check_for_errors()
+        except Exception as error:
+            self._while_saving.close()
+            raise self._failure(error) from error
 
     def close(self) -> None:
         """Wait as `wait` does, and release Orbax's threads.
@@ -147,6 +175,15 @@ class Checkpoints:
     def best(self) -> int | None:
         """Return the step with the lowest validation loss (the newest of equals), or None if none has one."""
         return _best(self._readable())
+
+    def last_good(self) -> str:
+        """Say which checkpoint a run that fails now leaves behind, as a part of its message."""
+        try:
+            last = self.latest()
+        except OSError as error:
+            # What made the run fail may have taken the directory with it.
+            return f"checkpoints cannot be looked at in {self.directory}: {reason(error)}"
+        return "there is no checkpoint yet" if last is None else f"the last good checkpoint is {self._path(last)}"
 
     def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
         """Read the newest checkpoint that is whole; each damaged one on the way is named in a warning.
@@ -228,15 +265,19 @@ class Checkpoints:
         for step in self._all_steps():
             try:
                 if step not in self._damaged:
-                    readable[step] = read_metadata(self._path(step))
+                    readable[step] = self._known.get(step) or read_metadata(self._path(step))
             except DamagedError:
                 continue
+        if not self._read_only:
+            self._known = readable
         return readable
 
     def _prune(self) -> None:
         readable = self._readable()
         newest = sorted(readable)[-self.keep_last :]
         dropped = set(readable) - {*newest, _best(readable)}
+        if self.keep_every:
+            dropped = {step for step in dropped if step % self.keep_every}
         # A damaged checkpoint is kept until training has passed it: until then it may be all that is left to repair.
         dropped |= {step for step in self._damaged if newest and step < newest[-1]}
         if jax.process_index() == 0:
@@ -260,10 +301,11 @@ class Checkpoints:
         self._writer = _new_writer()
         if jax.process_index() == 0:
             # Half a checkpoint is of no use, and on a full disk its space is.
-            self._remove_temporaries()
-        last = self.latest()
-        good = "there is no earlier one" if last is None else f"the last good checkpoint is {self._path(last)}"
-        return RunFailed(f"checkpoint {step} could not be written to {self.directory}: {reason(error)}; {good}")
+            with contextlib.suppress(OSError):
+                self._remove_temporaries()
+        return RunFailed(
+            f"checkpoint {step} could not be written to {self.directory}: {reason(error)}; {self.last_good()}"
+        )
 
 
 def content_key(metadata: Mapping[str, Any]) -> str:

@@ -21,6 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     add_config_argument(parser)
     parser.add_argument("--workdir", required=True, type=pathlib.Path, metavar="DIR", help="the run's own directory")
+    parser.add_argument(
+        "--profile-steps",
+        metavar="FIRST:LAST",
+        help="write a profiler trace of these steps, both included, to WORKDIR/profile, e.g. 100:110",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -35,9 +40,11 @@ def run(args: argparse.Namespace) -> None:
 
     from stagjax.distributed import start_up
     from stagjax.training.loop import train
+    from stagjax.training.profiling import Window
 
+    profile = Window.parse(args.profile_steps) if args.profile_steps else None
     start_up()
-    summary = train(config, args.workdir)
+    summary = train(config, args.workdir, profile)
     figures = "".join(
         f", validation {name.replace('_', ' ')} {value:.4f}" for name, value in summary.validation.items()
     )

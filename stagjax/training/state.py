@@ -11,9 +11,11 @@ from stagjax.config import Config, MeshConfig
 from stagjax.mesh import training_mesh
 from stagjax.model.stagformer import init_params
 from stagjax.sharding import parameter_shardings
+from stagjax.training.guard import init_guard
 from stagjax.training.optimizer import make_optimizer
 
-# {"params": ..., "opt_state": ..., "step": int32}; the step number is also the position in the data.
+# {"params": ..., "opt_state": ..., "step": int32, "guard": ...}; the step number, and the batches that were passed over
+# (`stagjax.training.recovery`), are the position in the data.
 TrainState = dict[str, Any]
 
 
@@ -24,6 +26,7 @@ def init_state(config: Config) -> TrainState:
         "params": params,
         "opt_state": make_optimizer(config.training).init(params),
         "step": jnp.zeros((), jnp.int32),
+        "guard": init_guard(),
     }
 
 
@@ -53,7 +56,8 @@ def abstract_state(config: Config, mesh: Mesh | None = None) -> TrainState:
         params,
         transform_non_params=lambda _: replicated,
     )
-    shardings = {"params": params, "opt_state": opt_state, "step": replicated}
+    guard = jax.tree.map(lambda _: replicated, shapes["guard"])
+    shardings = {"params": params, "opt_state": opt_state, "step": replicated, "guard": guard}
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )

@@ -41,8 +41,9 @@ class SkippedBatches:
     def since(self, checkpoint: int, step: int) -> "SkippedBatches":
         """Return these and the batches that were read after step `checkpoint` up to `step`, its own included."""
         first, end = self.batch(checkpoint), self.batch(step - 1) + 1
-        # Later ranges lie inside the new one: the run has gone back behind an earlier rollback's checkpoint.
-        return SkippedBatches((*(pair for pair in self.ranges if pair[0] < first), (first, end)))
+        # Others lie inside the new one where the run has gone back behind the checkpoint of an earlier rollback.
+        apart = [pair for pair in self.ranges if not first <= pair[0] < end]
+        return SkippedBatches(tuple(sorted([*apart, (first, end)])))
 
     @property
     def total(self) -> int:

@@ -177,7 +177,9 @@ class Checkpoints:
         return _best(self._readable())
 
     def last_good(self) -> str:
-        """Say which checkpoint a run that fails now leaves behind, as a part of its message."""
+        """Say which checkpoint a run that fails now leaves behind, for its message; one being saved is waited for."""
+        with contextlib.suppress(RunFailed):
+            self.wait()
         try:
             last = self.latest()
         except OSError as error:

@@ -257,7 +257,11 @@ class _Run:
     def _take(self, seconds: float) -> dict[str, jax.Array] | None:
         try:
             return self.prefetcher.take(seconds)
-        except OSError as error:
+        except Exception as error:
+            # What was done before it still counts.
+            self._settle()
+            if not isinstance(error, OSError):
+                raise
             raise RunFailed(
                 f"step {self.step + 1}: its rows cannot be read: {error}; {self.checkpoints.last_good()}"
             ) from error

@@ -1,4 +1,4 @@
-"""The guard in the training step: what it calls a spike, what a skipped update leaves alone, and what it costs nothing."""
+"""The guard in the training step: what it calls a spike, and what a skipped update leaves alone."""
 
 import dataclasses
 
@@ -109,7 +109,9 @@ def test_a_skipped_update_leaves_parameters_and_moments_and_advances_step_and_sc
     # The rate of the third step is that of the third step, skipped updates or not: Adam's first step is +-rate.
     schedules = [
         int(leaf.count)
-        for leaf in jax.tree.leaves(after["opt_state"], is_leaf=lambda leaf: isinstance(leaf, optax.ScaleByScheduleState))
+        for leaf in jax.tree.leaves(
+            after["opt_state"], is_leaf=lambda leaf: isinstance(leaf, optax.ScaleByScheduleState)
+        )
         if isinstance(leaf, optax.ScaleByScheduleState)
     ]
     assert schedules == [2]

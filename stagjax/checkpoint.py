@@ -30,9 +30,9 @@ class Checkpoints:
     "fingerprint", "digest"}`, where `skipped_batches` are the [first, end) that a run passed over, `arrays` maps a
     leaf's path to e.g. "float32[2,3]" and `fingerprint` maps it to its checksum.
 
-    Kept are the newest `keep_last`, the one with the lowest validation loss, and those of every `keep_every`-th step.
-    What is no longer kept is removed once the checkpoint that replaces it is complete, that is at the next `save`,
-    `wait` or `close`.
+    Kept are the newest `keep_last`, the one with the lowest validation loss, the newest that has one, and those of
+    every `keep_every`-th step. What is no longer kept is removed once the checkpoint that replaces it is complete, that
+    is at the next `save`, `wait` or `close`.
 
     Every process of a distributed run calls every method; process 0 alone removes files.
 
@@ -187,12 +187,16 @@ class Checkpoints:
             return f"checkpoints cannot be looked at in {self.directory}: {reason(error)}"
         return "there is no checkpoint yet" if last is None else f"the last good checkpoint is {self._path(last)}"
 
-    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
+    def restore(
+        self, abstract_state: Any, step: int | None = None, validated: bool = False
+    ) -> tuple[Any, dict[str, Any]] | None:
         """Read the newest checkpoint that is whole; each damaged one on the way is named in a warning.
 
         Args:
           abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings, which need not be those of the save.
           step: this checkpoint and no other.
+          validated: pass over those without a validation loss: saved when a run was told to stop, they lie at steps
+            that an unbroken run has no checkpoint of.
 
         Returns:
           The state, with the structure and shardings of `abstract_state`, and its metadata; None without checkpoints.
@@ -202,9 +206,15 @@ class Checkpoints:
           RunFailed: there are checkpoints, and all are damaged.
         """
         self.wait()
-        if step is None and not self._all_steps():
+        readable = self._readable() if validated else {}
+        among = [
+            candidate
+            for candidate in self._all_steps()
+            if candidate not in readable or _loss(readable[candidate]) is not None
+        ]
+        if step is None and not among:
             return None
-        return self._first_whole(step, lambda path: read_state(path, abstract_state))
+        return self._first_whole(step, lambda path: read_state(path, abstract_state), among)
 
     def restore_params(
         self, step: int | str | None = None, layout: Callable[[Any], Any] | None = None
@@ -226,8 +236,10 @@ class Checkpoints:
         """Return a checkpoint's metadata without reading its arrays; arguments and errors as `restore_params`."""
         return self._first_whole(self._resolve(step), read_metadata)
 
-    def _first_whole(self, step: int | None, read: Callable[[epath.Path], Any]) -> Any:
-        present = self._all_steps()
+    def _first_whole(
+        self, step: int | None, read: Callable[[epath.Path], Any], among: Sequence[int] | None = None
+    ) -> Any:
+        present = self._all_steps() if among is None else among
         if not present:
             raise UserError(f"there is no checkpoint in {self.directory}; train first, or correct --workdir")
         if step is not None and step not in present:
@@ -277,7 +289,8 @@ class Checkpoints:
     def _prune(self) -> None:
         readable = self._readable()
         newest = sorted(readable)[-self.keep_last :]
-        dropped = set(readable) - {*newest, _best(readable)}
+        validated = [step for step in readable if _loss(readable[step]) is not None]
+        dropped = set(readable) - {*newest, *sorted(validated)[-1:], _best(readable)}
         if self.keep_every:
             dropped = {step for step in dropped if step % self.keep_every}
         # A damaged checkpoint is kept until training has passed it: until then it may be all that is left to repair.
@@ -328,6 +341,10 @@ def _finite(loss: float | None) -> float | None:
     return float(loss) if loss is not None and math.isfinite(loss) else None
 
 
+def _loss(metadata: Mapping[str, Any]) -> float | None:
+    return metadata["metrics"]["validation_loss"]
+
+
 def _best(readable: Mapping[int, Mapping[str, Any]]) -> int | None:
-    losses = {step: metadata["metrics"]["validation_loss"] for step, metadata in readable.items()}
+    losses = {step: _loss(metadata) for step, metadata in readable.items()}
     return min((step for step in losses if losses[step] is not None), key=lambda s: (losses[s], -s), default=None)

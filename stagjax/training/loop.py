@@ -279,7 +279,7 @@ class _Run:
         self.watch.step(step, metrics, log=step % training.log_every == 0 or step == training.steps or bool(warning))
 
     def _recover(self, bad: BadStep) -> None:
-        """Go back to the newest checkpoint and pass over the batches since; or end the run, if that is the policy."""
+        """Go back to the newest validated checkpoint and pass over the batches since; or stop, as the policy says."""
         self.checkpoints.wait()
         if bad.policy == "stop":
             raise RunFailed(
@@ -296,7 +296,7 @@ class _Run:
         self.rollbacks_in_a_row += 1
         # Gone first: there may not be room for two.
         jax.tree.map(lambda leaf: leaf.delete(), self.state)
-        restored = self.checkpoints.restore(abstract_state(self.config, self.mesh))
+        restored = self.checkpoints.restore(abstract_state(self.config, self.mesh), validated=True)
         self._go_on_from(restored, self.skipped.since(restored[1]["step"] if restored else 0, bad.step))
         self.goodput.undo(self.step)
         self.watch.rewind(self.step)

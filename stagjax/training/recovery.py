@@ -1,6 +1,7 @@
 """What follows from a bad step: go on, stop, or roll back, and which batches a run that rolled back passes over.
 
-A rollback restores the newest checkpoint and goes on with the batches behind the bad one: those read since the
+A rollback restores the newest checkpoint that was validated (one saved because the run was told to stop is not: an
+unbroken run would not have it) and goes on with the batches behind the bad one: those read since the
 checkpoint are not read again, as was done for PaLM (arXiv 2204.02311, section 5.1), because a spike comes of some
 batches meeting some parameters, not of either alone.
 

@@ -123,6 +123,16 @@ def test_rolling_back_passes_over_the_batches_since_the_checkpoint(train, monkey
     assert fingerprint(clean) == fingerprint(workdir)
 
 
+def test_a_rollback_undoes_the_same_steps_where_the_run_was_told_to_stop_before(train):
+    policies = {"spikes": "rollback", "keep_last": 1}
+    unbroken, _, _ = train("straight", {"spike": [46]}, **policies)
+    stopped, error, _ = train("stopped", {"spike": [46], "hangs": 44}, **policies)
+    assert "step 44 is saved" in str(error)
+    _, _, out = train("stopped", {"spike": [46]}, **policies)
+    assert "going on from step 44" in out and "rolled back to step 40; the 7 batches" in out
+    assert fingerprint(stopped) == fingerprint(unbroken)
+
+
 def test_rollbacks_without_progress_stop_the_run(train):
     _, error, out = train("circles", {"nonfinite": range(9, 999)}, nonfinite="rollback", max_recoveries=2)
     assert isinstance(error, RunFailed)

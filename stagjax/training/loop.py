@@ -250,7 +250,8 @@ class _Run:
             # Only when the step before is done do the devices wait: until then no time is lost.
             self._settle()
             with self.goodput.phase("input"):
-                while batch is None and not self.interrupts.caught:
+                # Several hosts stop after the same step or not at all: one alone must not give up the wait.
+                while batch is None and not (self.interrupts.caught and jax.process_count() == 1):
                     batch = self._take(_LISTEN_SECONDS)
         return batch
 

@@ -13,6 +13,8 @@ from stagjax.training.goodput import PHASES, Goodput
 SLOW_INPUT = 0.1
 """Share of the time of training that devices wait for input, from which on the user is warned."""
 
+_UNLOGGED = ("tokens", "spike", "skipped_in_a_row")
+
 _RECENT = 20
 """Steps from which the status line's speed is computed."""
 
@@ -85,8 +87,7 @@ class Watch:
         self._recent.append(mark)
         if log:
             rates, self._logged = mark.rates_since(self._logged), mark
-            names = ("loss", "bits_per_byte", "gradient_norm", "learning_rate", "skipped")
-            values = {name: metrics[name] for name in names} | self._speeds(rates)
+            values = {name: value for name, value in metrics.items() if name not in _UNLOGGED} | self._speeds(rates)
             self.write(step, {f"train/{name}": value for name, value in values.items()})
             self._warn_of_input(rates.input_share)
         elif self.progress.shows_every_step:

@@ -1,5 +1,6 @@
 """Start-up of a process that computes: its place among others, where compiled programs are kept, what stays quiet."""
 
+import importlib.metadata
 import logging
 import os
 import pathlib
@@ -33,9 +34,7 @@ def start_up() -> None:
     else:
         _join_cluster()
     if libtpu.is_installed() and not libtpu.has_tpus():
-        # JAX tries libtpu first, which says at length that it finds no TPU.
-        with libtpu.quiet():
-            jax.devices()
+        _do_without_tpus()
 
 
 def barrier(name: str) -> None:
@@ -47,6 +46,19 @@ def barrier(name: str) -> None:
 def takes_part(mesh: jax.sharding.Mesh) -> bool:
     """Return whether this process holds devices of a mesh: only then may it run programs on it."""
     return any(device.process_index == jax.process_index() for device in mesh.devices.flat)
+
+
+def _do_without_tpus() -> None:
+    """Start JAX where libtpu is installed and has nothing to find.
+
+    JAX would try it first. It says at length that there is no TPU; and its profiler, once it is loaded, ends any
+    process that is profiled where libtpu is newer than jaxlib (seen with jaxlib 0.10.2 and libtpu 0.0.52).
+    """
+    if jax.config.jax_platforms is None and not importlib.metadata.entry_points(group="jax_plugins"):
+        jax.config.update("jax_platforms", "cpu")
+        return
+    with libtpu.quiet():
+        jax.devices()
 
 
 def _give_forced_devices_threads() -> None:

@@ -36,7 +36,7 @@ MARKS = 100
 """Checkpoints to which a run can go back with what was lost being known."""
 
 SECONDS_BETWEEN_WRITES = 30.0
-"""What a killed process did since the account was last written counts as "down"."""
+"""And at each checkpoint and each validation; a killed process leaves no later account."""
 
 
 class Goodput:
@@ -44,6 +44,8 @@ class Goodput:
 
     Args:
       file: that holds the account over restarts; None to hold it in memory only.
+      sign_of_life: a file that an earlier process wrote to more often. What it did after the account was last written,
+        which is after its last checkpoint, is lost; "down" is what follows.
       clock: seconds that a phase takes.
       wall: seconds since 1970, for the time between processes.
     """
@@ -51,6 +53,7 @@ class Goodput:
     def __init__(
         self,
         file: pathlib.Path | None,
+        sign_of_life: pathlib.Path | None = None,
         clock: Callable[[], float] = time.perf_counter,
         wall: Callable[[], float] = time.time,
     ):
@@ -60,15 +63,18 @@ class Goodput:
         self._marks: dict[int, dict[str, float]] = {}
         self._phase, self._since, self._written = "other", clock(), clock()
         if file is not None and file.exists():
-            self._go_on(file.read_text())
+            seen = sign_of_life.stat().st_mtime if sign_of_life is not None and sign_of_life.exists() else 0.0
+            self._go_on(file.read_text(), seen)
 
-    def _go_on(self, text: str) -> None:
+    def _go_on(self, text: str, seen: float) -> None:
         # The account is for people to look at: one that was damaged begins anew rather than keep a run from going on.
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             account = json.loads(text)
             seconds = {name: float(account["seconds"][name]) for name in PHASES}
             marks = {int(step): {name: float(mark[name]) for name in UNDONE} for step, mark in account["marks"].items()}
-            seconds["down"] += max(0.0, self._wall() - account["written"])
+            seen = max(seen, account["written"])
+            seconds["lost"] += seen - account["written"]
+            seconds["down"] += max(0.0, self._wall() - seen)
             self._seconds, self._marks = seconds, marks
 
     @contextlib.contextmanager

@@ -22,6 +22,7 @@ from stagjax.hardware import chip_of
 from stagjax.mesh import training_mesh
 from stagjax.model.accounting import training_flops
 from stagjax.model.pipelining import pipeline_report
+from stagjax.reporting.metrics import FILE as METRICS
 from stagjax.reporting.metrics import MetricWriter
 from stagjax.reporting.progress import Progress
 from stagjax.sharding import check_training
@@ -73,7 +74,7 @@ def train(config: Config, workdir: pathlib.Path, profile: Window | None = None) 
     if profile:
         profile.check(config.training.steps)
     with workdirs.owned(workdir), Interrupts() as interrupts:
-        goodput = Goodput(workdir / accounts.FILE)
+        goodput = Goodput(workdir / accounts.FILE, workdir / METRICS)
         with goodput.phase("start"):
             workdirs.check_config(workdir, config)
             corpus = load_corpus(config.data, config.model.vocab_size)

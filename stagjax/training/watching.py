@@ -65,6 +65,8 @@ class Watch:
         self._writer, self._goodput, self._flops_share, self._last_good = writer, goodput, flops_share, last_good
         self._tokens = 0.0
         self._slow = self._unwritten = False
+        # The writer has just touched its file: what is lost is counted from here.
+        self._write_account()
 
     def begin(self) -> None:
         """Measure speed from here on."""

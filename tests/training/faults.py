@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stagjax.data.loader import RowLoader
+from stagjax.reporting import metrics as reporting
 from stagjax.training import step as steps
 
 # Added to segment ids, by which the step knows what to do.
@@ -68,7 +69,7 @@ def inject(
             directory.write_text("")
             broken.add(number)
         if metrics_full is not None and number >= metrics_full:
-            setattr("stagjax.reporting.metrics._write_all", _no_room)
+            setattr(reporting, "_write_all", _no_room)
         return arrays
 
     def nats(config: Any, params: Any, batch: Any) -> Any:

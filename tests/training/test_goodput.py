@@ -1,6 +1,7 @@
 """The account of wall time: every moment in one phase, over restarts, with what was lost."""
 
 import json
+import os
 
 import pytest
 
@@ -16,9 +17,9 @@ class Clock:
         return self.now
 
 
-def account(file=None, clock=None, wall=None):
+def account(file=None, clock=None, wall=None, sign_of_life=None):
     clock, wall = clock or Clock(), wall or Clock()
-    return Goodput(file, clock, wall), clock, wall
+    return Goodput(file, sign_of_life, clock, wall), clock, wall
 
 
 def spent(goodput):
@@ -88,6 +89,20 @@ def test_it_goes_on_after_a_kill(tmp_path):
     assert spent(goodput) == {"step": 11, "lost": 6, "down": 90}
     assert goodput.metrics()["goodput/share"] == pytest.approx(11 / 107)
     assert goodput.metrics()["goodput/lost_seconds"] == 6
+
+
+def test_what_was_done_after_the_account_was_written_is_lost(tmp_path):
+    file, lines = tmp_path / "goodput.json", tmp_path / "metrics.jsonl"
+    goodput, clock, wall = account(file)
+    clock.now += 10
+    goodput.write()
+    lines.write_text("a step, twenty seconds later")
+    os.utime(lines, (wall.now + 20, wall.now + 20))
+    wall.now += 90
+    assert spent(account(file, wall=wall, sign_of_life=lines)[0]) == {"other": 10, "lost": 20, "down": 70}
+    os.utime(lines, (wall.now - 99, wall.now - 99))
+    assert spent(account(file, wall=wall, sign_of_life=lines)[0]) == {"other": 10, "down": 90}
+    assert spent(account(file, wall=wall, sign_of_life=tmp_path / "none")[0]) == {"other": 10, "down": 90}
 
 
 def test_it_is_written_when_due_only_and_a_damaged_one_begins_anew(tmp_path):

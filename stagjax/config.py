@@ -194,7 +194,7 @@ class TrainingConfig:
     keep_every: int | None = free(None)
     nonfinite: str = free("stop")
     spikes: str = free("none")
-    spike_threshold: float = free(8.0)
+    spike_threshold: float = free(10.0)
     max_recoveries: int = free(10)
 
     def check(self) -> None:
@@ -225,7 +225,7 @@ class TrainingConfig:
             raise UserError(f"training.clip_norm={self.clip_norm} must be positive; the usual value is 1.0")
         if self.spike_threshold <= 0:
             raise UserError(
-                f"training.spike_threshold={self.spike_threshold} must be positive; the usual values are 6 to 12"
+                f"training.spike_threshold={self.spike_threshold} must be positive; the usual values are 6 to 15"
             )
         _one_of(self, "training", "nonfinite", ("stop", "skip", "rollback"))
         _one_of(self, "training", "spikes", ("none", "stop", "skip", "rollback"))

@@ -54,7 +54,7 @@ def test_a_spike_is_what_lies_far_above_the_median_of_recent_good_steps(seed):
     losses = 5.0 * 0.995 ** np.arange(300) + 0.1 * draw.standard_normal(300)
     losses[[10, 40, 41, 200, 299]] += 8.0
     losses = np.float32(losses)
-    want = expected_spikes(losses, 8.0)
+    want = expected_spikes(losses, 10.0)
     assert np.flatnonzero(want).tolist() == [40, 41, 200, 299]
     found, guard = verdicts(losses.tolist(), TrainingConfig(spikes="rollback"))
     assert found == [(spike, False) for spike in want]

@@ -34,7 +34,7 @@ def inject(
     unreadable: int | None = None,
     hangs: int | None = None,
     slow_seconds: float = 0.0,
-    checkpoints_gone: tuple[int, str] | None = None,
+    checkpoints_gone: tuple[int, str, int] | None = None,
     metrics_full: int | None = None,
 ) -> None:
     """Make runs fail from here on.
@@ -46,8 +46,8 @@ def inject(
       unreadable: batch whose rows cannot be read.
       hangs: batch whose read does not come back for a minute; after two seconds of it the process is told to stop.
       slow_seconds: that each read takes longer.
-      checkpoints_gone: batch at which the workdir's directory of checkpoints becomes a file, as an unmounted bucket's
-        mount point may.
+      checkpoints_gone: batch, workdir and step: there the workdir's directory of checkpoints becomes a file, once that
+        of the step is complete; as an unmounted bucket's mount point may.
       metrics_full: batch from which on the disk has no room for a line of metrics.
     """
     sound, sum_nats = RowLoader.batch, steps.sum_nats
@@ -65,6 +65,8 @@ def inject(
             time.sleep(60)
         if checkpoints_gone and number == checkpoints_gone[0] and not broken:
             directory = pathlib.Path(checkpoints_gone[1]) / "checkpoints"
+            while not (directory / str(checkpoints_gone[2])).exists():
+                time.sleep(0.01)
             shutil.move(directory, directory.with_name("elsewhere"))
             directory.write_text("")
             broken.add(number)

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,11 +28,13 @@ def print_warning(text: str) -> None:
 class Checkpoints:
     """The checkpoints of one workdir, in `WORKDIR/checkpoints/STEP`: `state` (arrays) and `metadata` (JSON).
 
-    Metadata is `{"step", "config", "manifest", "metrics": {"validation_loss"}, "arrays", "fingerprint", "digest"}`,
-    where `arrays` maps a leaf's path to e.g. "float32[2,3]" and `fingerprint` maps it to its checksum.
+    Metadata is `{"step", "config", "manifest", "metrics": {"validation_loss"}, "skipped_batches", "arrays",
+    "fingerprint", "digest"}`, where `skipped_batches` are the [first, end) that a run passed over, `arrays` maps a
+    leaf's path to e.g. "float32[2,3]" and `fingerprint` maps it to its checksum.
 
-    Kept are the newest `keep_last` and the one with the lowest validation loss. What is no longer kept is removed
-    once the checkpoint that replaces it is complete, that is at the next `save`, `wait` or `close`.
+    Kept are the newest `keep_last`, the one with the lowest validation loss, the newest that has one, and those of
+    every `keep_every`-th step. What is no longer kept is removed once the checkpoint that replaces it is complete, that
+    is at the next `save`, `wait` or `close`.
 
     Every process of a distributed run calls every method, in the same order; process 0 alone removes files. What one of
     them finds to be damaged is damaged for all, so that all read the same checkpoint.
@@ -40,6 +42,7 @@ class Checkpoints:
     Attributes:
       directory: `WORKDIR/checkpoints`.
       keep_last: newest checkpoints that are kept.
+      keep_every: checkpoints of multiples of this step are kept for ever; None for none.
     """
 
     def __init__(
@@ -48,16 +51,19 @@ class Checkpoints:
         keep_last: int,
         read_only: bool = False,
         warn: Callable[[str], None] = print_warning,
+        keep_every: int | None = None,
     ):
         # A path in a bucket is as absolute as can be, and would be taken for one below this directory.
         path = epath.Path(workdir)
         self.directory = (path if is_bucket(path) else path.expanduser().resolve()) / CHECKPOINTS
-        self.keep_last = keep_last
+        self.keep_last, self.keep_every = keep_last, keep_every
         self._read_only = read_only
         self._warn = warn
         self._writer = _new_writer()
         self._while_saving = contextlib.ExitStack()
         self._damaged: set[int] = set()
+        # What a writer has read once: with `keep_every` there are many, and each may be a request to a bucket.
+        self._known: dict[int, dict[str, Any]] = {}
         self._saving: int | None = None
         if not read_only:
             distributed.set_last_words(self._last_words)
@@ -75,6 +81,7 @@ class Checkpoints:
         config: Mapping[str, Any],
         manifest: Mapping[str, Any],
         validation_loss: float | None,
+        skipped_batches: Sequence[tuple[int, int]] = (),
     ) -> None:
         """Start to write a checkpoint, and return when `state` may be donated; a step that is there is left alone.
 
@@ -84,6 +91,7 @@ class Checkpoints:
           config: of the run, as plain data.
           manifest: of its data, as plain data.
           validation_loss: by which the best checkpoint is chosen; None (or not finite) is never the best.
+          skipped_batches: [first, end) of batches that the run passed over.
 
         Raises:
           RunFailed: this save, or an earlier one in the background, failed; the last good checkpoint is named.
@@ -91,14 +99,20 @@ class Checkpoints:
         if self._read_only:
             raise ValueError(f"{self.directory} was opened for reading")
         self.wait()
+        try:
+            there = step in self.steps()
+        except OSError as error:
+            self._saving = step
+            raise self._failure(error) from error
         # Process 0 decides: a directory listing may be older on another host.
-        if distributed.gather("checkpoint is there", step in self.steps())[0]:
+        if distributed.gather("checkpoint is there", there)[0]:
             return
         metadata = {
             "step": int(step),
             "config": config,
             "manifest": manifest,
             "metrics": {"validation_loss": _finite(validation_loss)},
+            "skipped_batches": [list(pair) for pair in skipped_batches],
             "arrays": describe(state),
             "fingerprint": fingerprint(state),
         }
@@ -120,7 +134,7 @@ class Checkpoints:
         """Wait until everything is written, then remove what is no longer kept.
 
         Raises:
-          RunFailed: a save in the background failed; the last good checkpoint is named.
+          RunFailed: a save in the background, or the removal, failed; the last good checkpoint is named.
         """
         try:
             self._writer.wait_until_finished()
@@ -131,7 +145,22 @@ class Checkpoints:
         if self._saving is not None:
             self._damaged.discard(self._saving)
             self._saving = None
-            self._prune()
+            try:
+                self._prune()
+            except OSError as error:
+                raise RunFailed(
+                    f"{self.directory} cannot be cleared of old checkpoints: {reason(error)}; {self.last_good()}"
+                ) from error
+
+    def check(self) -> None:
+        """Raise as `wait` does if the save in the background has failed by now; wait for nothing."""
+        if self._saving is None:
+            return
+        try:
+            self._writer.check_for_errors()
+        except Exception as error:
+            self._while_saving.close()
+            raise self._failure(error) from error
 
     def close(self) -> None:
         """Wait as `wait` does, and release Orbax's threads.
@@ -156,12 +185,27 @@ class Checkpoints:
         """Return the step with the lowest validation loss (the newest of equals), or None if none has one."""
         return _best(self._readable())
 
-    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
+    def last_good(self) -> str:
+        """Say which checkpoint a run that fails now leaves behind, for its message; one being saved is waited for."""
+        with contextlib.suppress(RunFailed):
+            self.wait()
+        try:
+            last = self.latest()
+        except OSError as error:
+            # What made the run fail may have taken the directory with it.
+            return f"checkpoints cannot be looked at in {self.directory}: {reason(error)}"
+        return "there is no checkpoint yet" if last is None else f"the last good checkpoint is {self._path(last)}"
+
+    def restore(
+        self, abstract_state: Any, step: int | None = None, validated: bool = False
+    ) -> tuple[Any, dict[str, Any]] | None:
         """Read the newest checkpoint that is whole; each damaged one on the way is named in a warning.
 
         Args:
           abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings, which need not be those of the save.
           step: this checkpoint and no other.
+          validated: pass over those without a validation loss: saved when a run was told to stop, they lie at steps
+            that an unbroken run has no checkpoint of.
 
         Returns:
           The state, with the structure and shardings of `abstract_state`, and its metadata; None without checkpoints.
@@ -171,9 +215,10 @@ class Checkpoints:
           RunFailed: there are checkpoints, and all are damaged.
         """
         self.wait()
-        if step is None and not self._present():
+        among = self._present(validated)
+        if step is None and not among:
             return None
-        return self._first_whole(step, lambda path: read_state(path, abstract_state))
+        return self._first_whole(step, lambda path: read_state(path, abstract_state), among)
 
     def restore_params(
         self, step: int | str | None = None, layout: Callable[[Any], Any] | None = None
@@ -195,8 +240,10 @@ class Checkpoints:
         """Return a checkpoint's metadata without reading its arrays; arguments and errors as `restore_params`."""
         return self._first_whole(self._resolve(step), read_metadata)
 
-    def _first_whole(self, step: int | None, read: Callable[[epath.Path], Any]) -> Any:
-        present = self._present()
+    def _first_whole(
+        self, step: int | None, read: Callable[[epath.Path], Any], among: Sequence[int] | None = None
+    ) -> Any:
+        present = self._present() if among is None else among
         if not present:
             raise UserError(f"there is no checkpoint in {self.directory}; train first, or correct --workdir")
         if step is not None and step not in present:
@@ -231,9 +278,16 @@ class Checkpoints:
             return []
         return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdecimal())
 
-    def _present(self) -> list[int]:
-        """Return the steps that process 0 sees, for all processes to go through in the same order."""
-        return distributed.gather("checkpoints", self._all_steps())[0]
+    def _present(self, validated: bool = False) -> list[int]:
+        """Return the steps that process 0 sees, for all processes to go through in the same order.
+
+        Of those that are known to have no validation loss, none if `validated`.
+        """
+        steps = self._all_steps()
+        if validated:
+            readable = self._readable()
+            steps = [step for step in steps if step not in readable or _loss(readable[step]) is not None]
+        return distributed.gather("checkpoints", steps)[0]
 
     def _last_words(self) -> str:
         step = self.latest()
@@ -246,15 +300,20 @@ class Checkpoints:
         for step in self._all_steps():
             try:
                 if step not in self._damaged:
-                    readable[step] = read_metadata(self._path(step))
+                    readable[step] = self._known.get(step) or read_metadata(self._path(step))
             except DamagedError:
                 continue
+        if not self._read_only:
+            self._known = readable
         return readable
 
     def _prune(self) -> None:
         readable = self._readable()
         newest = sorted(readable)[-self.keep_last :]
-        dropped = set(readable) - {*newest, _best(readable)}
+        validated = [step for step in readable if _loss(readable[step]) is not None]
+        dropped = set(readable) - {*newest, *sorted(validated)[-1:], _best(readable)}
+        if self.keep_every:
+            dropped = {step for step in dropped if step % self.keep_every}
         # A damaged checkpoint is kept until training has passed it: until then it may be all that is left to repair.
         dropped |= {step for step in self._damaged if newest and step < newest[-1]}
         if jax.process_index() == 0:
@@ -278,10 +337,11 @@ class Checkpoints:
         self._writer = _new_writer()
         if jax.process_index() == 0:
             # Half a checkpoint is of no use, and on a full disk its space is.
-            self._remove_temporaries()
-        last = self.latest()
-        good = "there is no earlier one" if last is None else f"the last good checkpoint is {self._path(last)}"
-        return RunFailed(f"checkpoint {step} could not be written to {self.directory}: {reason(error)}; {good}")
+            with contextlib.suppress(OSError):
+                self._remove_temporaries()
+        return RunFailed(
+            f"checkpoint {step} could not be written to {self.directory}: {reason(error)}; {self.last_good()}"
+        )
 
 
 def content_key(metadata: Mapping[str, Any]) -> str:
@@ -302,6 +362,10 @@ def _finite(loss: float | None) -> float | None:
     return float(loss) if loss is not None and math.isfinite(loss) else None
 
 
+def _loss(metadata: Mapping[str, Any]) -> float | None:
+    return metadata["metrics"]["validation_loss"]
+
+
 def _best(readable: Mapping[int, Mapping[str, Any]]) -> int | None:
-    losses = {step: metadata["metrics"]["validation_loss"] for step, metadata in readable.items()}
+    losses = {step: _loss(metadata) for step, metadata in readable.items()}
     return min((step for step in losses if losses[step] is not None), key=lambda s: (losses[s], -s), default=None)

@@ -13,7 +13,7 @@ from stagjax.errors import UserError, unknown
 
 
 def free(default: Any) -> Any:
-    """Declare a field that a resumed run may change: it does not alter which model comes out."""
+    """Declare a field that a resumed run may change: it does not alter which model comes out of healthy steps."""
     return dataclasses.field(default=default, metadata={"free": True})
 
 
@@ -166,6 +166,14 @@ class TrainingConfig:
       validation_rows: rows of the validation set to use, None for all.
       checkpoint_every: steps between checkpoints; each is validated first.
       keep_last: newest checkpoints kept, besides the best one.
+      keep_every: steps between checkpoints that are kept for ever, None for none; one is saved at each of them,
+        whatever `checkpoint_every` is.
+      nonfinite: what a loss or gradient norm that is not finite does: "stop" the run, "skip" the step's update, or
+        "rollback" to the newest checkpoint and go on with the batches behind those read since. Free, like the next
+        three, because a run that stopped goes on by changing them.
+      spikes: what a finite loss or gradient norm far above the recent ones does: "none" for nothing, or as `nonfinite`.
+      spike_threshold: how far: robust standard deviations above the median of recent steps (`stagjax.training.guard`).
+      max_recoveries: skips in a row, or rollbacks to one checkpoint, that are borne; one more stops the run.
     """
 
     steps: int = 1000
@@ -190,6 +198,11 @@ class TrainingConfig:
     validation_rows: int | None = free(None)
     checkpoint_every: int = free(100)
     keep_last: int = free(2)
+    keep_every: int | None = free(None)
+    nonfinite: str = free("stop")
+    spikes: str = free("none")
+    spike_threshold: float = free(10.0)
+    max_recoveries: int = free(10)
 
     def check(self) -> None:
         """Raise `UserError` for counts below one and batches that do not divide."""
@@ -202,9 +215,10 @@ class TrainingConfig:
             "validate_every",
             "checkpoint_every",
             "keep_last",
+            "max_recoveries",
         ):
             _at_least(self, "training", field, 1)
-        for field in ("validation_rows", "microbatches"):
+        for field in ("validation_rows", "microbatches", "keep_every"):
             if getattr(self, field) is not None:
                 _at_least(self, "training", field, 1)
         for field in ("warmup_steps", "learning_rate", "final_learning_rate", "weight_decay", "seed"):
@@ -216,6 +230,12 @@ class TrainingConfig:
             )
         if self.clip_norm <= 0:
             raise UserError(f"training.clip_norm={self.clip_norm} must be positive; the usual value is 1.0")
+        if self.spike_threshold <= 0:
+            raise UserError(
+                f"training.spike_threshold={self.spike_threshold} must be positive; the usual values are 6 to 15"
+            )
+        _one_of(self, "training", "nonfinite", ("stop", "skip", "rollback"))
+        _one_of(self, "training", "spikes", ("none", "stop", "skip", "rollback"))
         _one_of(self, "training", "remat", ("none", "layer"))
         _one_of(self, "training", "attention", ("auto", "xla", "splash", "cudnn"))
         if self.global_batch % self.accumulation:

@@ -2,7 +2,7 @@
 
 import collections
 import hashlib
-import importlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -55,9 +55,7 @@ def start_up(place: Place | None = None, facts: Facts | None = None, timeout: fl
     if place is not None and place.num_processes > 1:
         _join(place, dict(facts or {}), timeout)
     if libtpu.is_installed() and not libtpu.has_tpus():
-        # JAX tries libtpu first, which says at length that it finds no TPU.
-        with libtpu.quiet():
-            jax.devices()
+        _do_without_tpus()
 
 
 def barrier(name: str) -> None:
@@ -109,6 +107,19 @@ def part() -> None:
 def takes_part(mesh: jax.sharding.Mesh) -> bool:
     """Return whether this process holds devices of a mesh: only then may it run programs on it."""
     return any(device.process_index == jax.process_index() for device in mesh.devices.flat)
+
+
+def _do_without_tpus() -> None:
+    """Start JAX where libtpu is installed and has nothing to find.
+
+    JAX would try it first. It says at length that there is no TPU; and its profiler, once it is loaded, ends any
+    process that is profiled where libtpu is newer than jaxlib (seen with jaxlib 0.10.2 and libtpu 0.0.52).
+    """
+    if jax.config.jax_platforms is None and not importlib.metadata.entry_points(group="jax_plugins"):
+        jax.config.update("jax_platforms", "cpu")
+        return
+    with libtpu.quiet():
+        jax.devices()
 
 
 def _give_forced_devices_threads() -> None:

@@ -141,7 +141,7 @@ def verify(path: epath.Path) -> None:
 def reason(error: BaseException) -> str:
     """Return in a few words what went wrong, for a message of one line."""
     text = str(error)
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EIO):
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EIO):
         # TensorStore buries the one part that tells what to do behind two temporary file names.
         if os.strerror(number) in text:
             return os.strerror(number).lower()

@@ -15,7 +15,7 @@ import pytest
 
 from stagjax import stored
 from stagjax.checkpoint import Checkpoints, content_key, fingerprint
-from stagjax.errors import UserError
+from stagjax.errors import RunFailed, UserError
 
 CONFIG = {"model": {"model_dim": 8}, "training": {"steps": 3}}
 MANIFEST = {"vocabulary": "abc"}
@@ -87,7 +87,7 @@ def test_params_alone(tmp_path, monkeypatch):
     [
         ({1: 3.0, 2: 1.0, 3: 2.0, 4: 2.5}, 1, [2, 4], 2),
         ({1: 3.0, 2: 1.0, 3: 2.0, 4: 0.5}, 2, [3, 4], 4),
-        ({1: 3.0, 2: None, 3: 4.0, 4: None, 5: None}, 2, [1, 4, 5], 1),
+        ({1: 3.0, 2: None, 3: 4.0, 4: None, 5: None}, 2, [1, 3, 4, 5], 1),
         ({1: None, 2: None, 3: None}, 1, [3], None),
         ({1: float("nan"), 2: 7.0, 3: float("-inf"), 4: 8.0}, 1, [2, 4], 2),
         ({1: 1.0, 2: 1.0, 3: 2.0}, 1, [2, 3], 2),
@@ -100,6 +100,44 @@ def test_newest_and_best_are_kept(tmp_path, losses, keep_last, kept, best):
     assert checkpoints.best() == best
     assert checkpoints.latest() == kept[-1]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == sorted(map(str, kept))
+
+
+def test_every_mth_is_kept_for_ever(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 1, keep_every=3)
+    for step in range(1, 9):
+        checkpoints.save(step, make_state(step), CONFIG, MANIFEST, 10.0 - step, [(4, 6)])
+    checkpoints.close()
+    assert opened(tmp_path)[0].steps() == [3, 6, 8]
+    assert opened(tmp_path)[0].read_metadata()["skipped_batches"] == [[4, 6]]
+
+
+def test_the_newest_validated_checkpoint_is_passed_over_where_it_is_damaged_only(tmp_path):
+    save_all(tmp_path, {10: 2.0, 20: 1.0, 30: None})
+    assert opened(tmp_path)[0].restore(abstract(make_state()))[1]["step"] == 30
+    assert opened(tmp_path)[0].restore(abstract(make_state()), validated=True)[1]["step"] == 20
+    shutil.rmtree(tmp_path / "checkpoints" / "20" / "metadata")
+    checkpoints, warnings = opened(tmp_path)
+    assert checkpoints.restore(abstract(make_state()), validated=True)[1]["step"] == 10
+    assert len(warnings) == 1 and "20 is damaged" in warnings[0]
+    save_all(tmp_path / "other", {30: None})
+    assert opened(tmp_path / "other")[0].restore(abstract(make_state()), validated=True) is None
+
+
+def test_checking_reports_a_save_that_failed_and_waits_for_nothing(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, 1)
+    checkpoints.save(1, make_state(1), CONFIG, MANIFEST, 1.0)
+    checkpoints.wait()
+    checkpoints.check()
+    monkeypatch.setattr(checkpoints._writer, "wait_until_finished", lambda: time.sleep(60))
+    checkpoints.save(2, make_state(2), CONFIG, MANIFEST, 1.0)
+    begun = time.monotonic()
+    checkpoints.check()
+    assert time.monotonic() - begun < 5
+    monkeypatch.setattr(checkpoints._writer._async_manager, "_exception", OSError("Input/output error"))
+    with pytest.raises(RunFailed, match="checkpoint 2 could not be written to .*: input/output error; the last good"):
+        checkpoints.check()
+    checkpoints.check()
+    checkpoints.close()
 
 
 def test_saving_a_step_again_changes_nothing(tmp_path):

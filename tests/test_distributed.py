@@ -1,5 +1,9 @@
 """Start-up: whom a process joins, and threads for forced devices."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from stagjax import distributed, libtpu
@@ -98,3 +102,14 @@ def test_who_takes_part_in_a_mesh():
     mesh = make_placement(tiny(), DecodeMesh(stack=2, tensor=2)).mesh
     assert distributed.takes_part(mesh)
     distributed.barrier("nobody else to wait for")
+
+
+def test_a_machine_without_tpus_can_profile_whatever_libtpu_is_installed(tmp_path):
+    code = (
+        "import sys, jax; from stagjax.distributed import start_up; start_up(); jax.profiler.start_trace(sys.argv[1]); "
+        "jax.numpy.ones(3).block_until_ready(); jax.profiler.stop_trace()"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    line = [sys.executable, "-c", code, str(tmp_path)]
+    assert subprocess.run(line, env=environment, capture_output=True, timeout=60).returncode == 0
+    assert list(tmp_path.rglob("*.xplane.pb"))

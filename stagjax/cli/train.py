@@ -34,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir", required=True, type=directory, metavar="DIR", help="the run's own directory, also gs://"
     )
+    parser.add_argument(
+        "--profile-steps",
+        metavar="FIRST:LAST",
+        help="write a profiler trace of these steps, both included, to WORKDIR/profile, e.g. 100:110",
+    )
     add_host_arguments(parser)
 
 
@@ -43,8 +48,10 @@ def run(args: argparse.Namespace) -> int:
     from stagjax.experiment import load_config
     from stagjax.host_memory import keep_host_memory
     from stagjax.hosts.facts import flat
+    from stagjax.training.profiling import Window
 
     config = load_config(args.config, args.overrides)
+    profile = Window.parse(args.profile_steps) if args.profile_steps else None
     if launches(args):
         return launch(args, grace=None)  # saving takes the time that it takes
     keep_host_memory()
@@ -53,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from stagjax.training.loop import train
 
     start(args, flat(config.to_dict()))
-    summary = train(config, args.workdir, args.init_from)
+    summary = train(config, args.workdir, args.init_from, profile)
     figures = "".join(
         f", validation {name.replace('_', ' ')} {value:.4f}" for name, value in summary.validation.items()
     )

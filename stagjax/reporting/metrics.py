@@ -35,7 +35,9 @@ class MetricWriter:
         self._workdir = pathlib.Path(workdir)
         self._lines = None
         self._events = None
-        first_step = 0 if resume_step is None else resume_step + 1
+        self._open(0 if resume_step is None else resume_step + 1)
+
+    def _open(self, first_step: int) -> None:
         try:
             self._workdir.mkdir(parents=True, exist_ok=True)
             _cut(self._workdir / FILE, first_step)
@@ -72,6 +74,11 @@ class MetricWriter:
         except OSError as error:
             raise self._failure(error) from error
 
+    def rewind(self, step: int) -> None:
+        """Drop what was written for steps after `step`, as a run that resumes from it does; raise as `write` does."""
+        self.close()
+        self._open(step + 1)
+
     def close(self) -> None:
         """Close both files; closing twice, or after a failure, does nothing.
 
@@ -107,6 +114,9 @@ class NoMetrics:
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write nothing."""
+
+    def rewind(self, step: int) -> None:
+        """Drop nothing."""
 
 
 class _EventFile:

@@ -67,6 +67,11 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
+    @property
+    def shows_every_step(self) -> bool:
+        """Whether `update` changes what is shown; otherwise it adds a line, of which there should be fewer."""
+        return self._bar is not None
+
     def update(self, step: int, **columns: Any) -> None:
         """Show that `step` steps are done; without a terminal this prints a line.
 
@@ -75,6 +80,9 @@ class Progress:
           **columns: shown by name, numbers with four digits, e.g. `loss=2.31`; the speed as the class says, without
             one steps a second.
         """
+        if step <= self._marks[-1][0]:
+            # The run has gone back: its speed is that of the steps from here on.
+            self._marks.clear()
         self._marks.append((step, self._busy_time()))
         speed = columns.pop(f"{self._unit}_per_second", None)
         parts = [f"{name} {_number(value)}" for name, value in columns.items()]

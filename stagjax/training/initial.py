@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from stagjax import bucket
@@ -20,8 +19,7 @@ from stagjax.files import directory, write_whole
 from stagjax.fingerprint import describe
 from stagjax.model.stagformer import abstract_params
 from stagjax.origin import parse, read_metadata, read_model
-from stagjax.training.optimizer import make_optimizer
-from stagjax.training.state import TrainState, abstract_state
+from stagjax.training.state import TrainState, abstract_state, state_around
 
 RECORD = "init_from.json"
 
@@ -71,12 +69,12 @@ class Origin:
         params, metadata = read_model(directory(self.source), self.step, lambda _: shardings["params"])
         if content_key(metadata) != self.content_key:
             raise UserError(f"{self.source} is not what the run was started from; put it back, or use a new --workdir")
+        rest = [name for name in abstract if name != "params"]
         init = jax.jit(
-            lambda params: (make_optimizer(config.training).init(params), jnp.int32(0)),
-            out_shardings=(shardings["opt_state"], shardings["step"]),
+            lambda params: {name: state_around(config, params)[name] for name in rest},
+            out_shardings={name: shardings[name] for name in rest},
         )
-        opt_state, step = init(params)
-        return {"params": params, "opt_state": opt_state, "step": step}
+        return {"params": params} | init(params)
 
 
 def find_origin(

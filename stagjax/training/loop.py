@@ -2,11 +2,10 @@
 
 import contextlib
 import dataclasses
-import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -25,15 +24,25 @@ from stagjax.hardware import chip_of
 from stagjax.mesh import training_mesh
 from stagjax.model.accounting import training_flops
 from stagjax.model.pipelining import pipeline_report
+from stagjax.reporting.metrics import FILE as METRICS
 from stagjax.reporting.metrics import MetricWriter, NoMetrics
 from stagjax.reporting.progress import Progress
 from stagjax.sharding import check_training
+from stagjax.training import goodput as accounts
+from stagjax.training.goodput import Goodput
 from stagjax.training.initial import find_origin
 from stagjax.training.interrupts import Interrupts
 from stagjax.training.placing import gathered, own_rows, placed
+from stagjax.training.prefetch import Prefetcher
+from stagjax.training.profiling import Profiler, Window
+from stagjax.training.recovery import BadStep, Judge, SkippedBatches
 from stagjax.training.state import TrainState, abstract_state, create_state
 from stagjax.training.step import training_program, validation_program
 from stagjax.training.validation import SubsetSums
+from stagjax.training.watching import Watch
+
+_LISTEN_SECONDS = 0.2
+"""Between two looks at the interrupts while no batch is ready: a reader that hangs must not keep a run from saving."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,37 +58,47 @@ class Summary:
     validation: dict[str, float]
 
 
-def train(config: Config, workdir: pathlib.Path, init_from: str | None = None) -> Summary:
+def train(
+    config: Config, workdir: pathlib.Path, init_from: str | None = None, profile: Window | None = None
+) -> Summary:
     """Train `config` in `workdir` on all devices, going on from the newest checkpoint that is whole.
 
     Args:
       config: the experiment.
       workdir: the run's own directory.
       init_from: where a new run takes its parameters from (see `stagjax.training.initial`); None draws them.
+      profile: steps whose trace is written to `workdir/profile`.
 
     Raises:
       UserError: a mesh, data, vocabulary, workdir or `init_from` that cannot be used.
-      RunFailed: a loss that is not finite, a full disk; the last good checkpoint is named.
+      RunFailed: a bad step that the policies stop at, a full disk, rows that cannot be read; the last good checkpoint
+        is named.
       Preempted: SIGTERM; the state is saved.
       KeyboardInterrupt: Ctrl-C; the state is saved.
     """
     mesh = training_mesh(config.mesh)
     rows = config.training.global_batch // config.training.accumulation
     check_training(config.model, mesh, rows, config.training.microbatches)
+    if profile:
+        profile.check(config.training.steps)
     with workdirs.owned(workdir) as directory, Interrupts() as interrupts:
-        workdirs.check_config(directory.path, config)
-        origin = find_origin(workdir, config.model, init_from, directory.path)
-        corpus = load_corpus(config.data, config.model.vocab_size)
-        if origin:
-            origin.check_vocabulary(corpus.manifest)
-        workdirs.claim(directory.path, config, corpus.manifest)
-        if origin:
-            origin.record(directory.path)
-        checkpoints = Checkpoints(workdir, config.training.keep_last)
+        goodput = _account(directory.path)
+        with goodput.phase("start"):
+            workdirs.check_config(directory.path, config)
+            origin = find_origin(workdir, config.model, init_from, directory.path)
+            corpus = load_corpus(config.data, config.model.vocab_size)
+            if origin:
+                origin.check_vocabulary(corpus.manifest)
+            workdirs.claim(directory.path, config, corpus.manifest)
+            if origin:
+                origin.record(directory.path)
+        checkpoints = Checkpoints(workdir, config.training.keep_last, keep_every=config.training.keep_every)
         try:
-            restored = checkpoints.restore(abstract_state(config, mesh))
+            with goodput.phase("restore"):
+                restored = checkpoints.restore(abstract_state(config, mesh))
+                first = origin.state(config, mesh) if origin and restored is None else None
             start = restored[1]["step"] if restored else 0
-            state = restored[0] if restored else origin and origin.state(config, mesh)
+            goodput.undo(start)
             with (
                 _metric_writer(directory.path, start) as writer,
                 Progress(config.training.steps, start, unit="tokens", console=_console()) as progress,
@@ -91,14 +110,26 @@ def train(config: Config, workdir: pathlib.Path, init_from: str | None = None) -
                     progress.note(f"training on {mesh.size} devices: {sizes}")
                 if mesh.shape["stack"] > 1:
                     progress.note(pipeline_report(config, mesh))
-                run = _Run(config, mesh, corpus, checkpoints, writer, progress, interrupts, directory.sync)
-                return run.go(state, start, came_from_elsewhere=restored is None and origin is not None)
+                if start:
+                    progress.note(f"going on from step {start}")
+                if start >= config.training.steps:
+                    progress.note(f"step {config.training.steps} is the last one: there is nothing left to train")
+                    return Summary(start, {})
+                watch = Watch(writer, progress, goodput, _flops_share(config, mesh), checkpoints.last_good)
+                profiler = Profiler(profile, directory.path / "profile", start, progress.note)
+                run = _Run(config, mesh, corpus, checkpoints, watch, goodput, profiler, interrupts, directory.sync)
+                with contextlib.closing(run):
+                    return run.go(restored, first)
         finally:
             checkpoints.close()
 
 
 class _Run:
-    """What the parts of the loop share; `go` is the way of a batch."""
+    """What the parts of the loop share; `go` is the way of a batch.
+
+    The loop reads the metrics of a step once the next one is queued, so it never stalls the devices. What it decides,
+    it decides by these metrics, which all hosts have alike.
+    """
 
     def __init__(
         self,
@@ -106,68 +137,74 @@ class _Run:
         mesh: Mesh,
         corpus: Corpus,
         checkpoints: Checkpoints,
-        writer: MetricWriter,
-        progress: Progress,
+        watch: Watch,
+        goodput: Goodput,
+        profiler: Profiler,
         interrupts: Interrupts,
         sync: Callable[[], None],
     ):
         self.config, self.mesh, self.corpus, self.checkpoints = config, mesh, corpus, checkpoints
-        self.writer, self.progress, self.interrupts = writer, progress, interrupts
-        self.sync = sync
-        chip = chip_of(mesh.devices.flat[0])
-        peak = chip and chip.flops * mesh.size
-        self.flops_share = peak and training_flops(config.model, config.data.row_length) / peak
+        self.watch, self.goodput, self.profiler, self.interrupts = watch, goodput, profiler, interrupts
+        self.progress, self.sync = watch.progress, sync
+        self.judge = Judge(config.training)
+        self.step, self.skipped = 0, SkippedBatches()
+        self.prefetcher: Prefetcher | None = None
+        self.pending: tuple[int, dict[str, jax.Array]] | None = None
+        self.rollbacks_in_a_row = 0
+        self.validation: dict[str, float] = {}
 
-    def go(self, state: TrainState | None, step: int, came_from_elsewhere: bool) -> Summary:
-        """Run from `state`, that of `step`, to the last step; None is the state of fresh parameters."""
-        training = self.config.training
-        if step:
-            self.progress.note(f"going on from step {step}")
-        if step >= training.steps:
-            self.progress.note(f"step {training.steps} is the last one: there is nothing left to train")
-            return Summary(step, {})
-        state = self._compile(state)
-        validation: dict[str, float] = {}
-        if came_from_elsewhere:
+    def go(self, restored: tuple[TrainState, dict[str, Any]] | None, first: TrainState | None = None) -> Summary:
+        """Run to the last step from a checkpoint's state and metadata, or from the beginning.
+
+        `first` is the state to begin with where parameters come from elsewhere.
+        """
+        steps = self.config.training.steps
+        with self.goodput.phase("compile"):
+            self._compile(restored, first)
+        if first is not None:
             # Saved at once: from here on the run does not need the place where its parameters came from.
-            self._save(state, step, self._validate(state["params"], step)["loss"])
-        pending = None
-        self.clock = _Clock()
-        while step < training.steps and not self.interrupts.stop():
-            batch = placed(self.loader.batch(step), self.batch)
-            state, metrics = self.train_step(state, batch, self.byte_lengths_V)
-            step += 1
-            # The step before has ended by now or soon will, and this one is queued: reading does not stall the device.
-            self._settle(pending)
-            pending = (step, metrics)
-            save = step % training.checkpoint_every == 0 or step == training.steps
-            if save or step % training.validate_every == 0:
-                self._settle(pending)
-                pending = None
-                with self.clock.paused():
-                    validation = self._validate(state["params"], step)
-                    if save:
-                        self._save(state, step, validation["loss"])
-        self._settle(pending)
-        if step < training.steps:
-            self._save(state, step, None)
-            self.checkpoints.wait()
+            self._validate_and_save()
+        self.watch.begin()
+        self.goodput.enter("step")
+        while True:
+            try:
+                while self.step < steps and not self.interrupts.stop():
+                    self._advance()
+                self._settle()
+                break
+            except BadStep as bad:
+                with self.goodput.phase("restore"):
+                    self._recover(bad)
+        if self.step < steps:
+            with self.goodput.phase("checkpoint"):
+                self._save(None)
+                self.checkpoints.wait()
             distributed.part()
-            raise self.interrupts.error(step)
+            raise self.interrupts.error(self.step)
         self.progress.phase("saving")
-        self.checkpoints.wait()
-        return Summary(step, validation)
+        with self.goodput.phase("checkpoint"):
+            self.checkpoints.wait()
+        self.watch.goodput(self.step)
+        return Summary(self.step, self.validation)
 
-    def _compile(self, state: TrainState | None) -> TrainState:
+    def close(self) -> None:
+        """End what runs beside the loop, and show how the time was spent."""
+        self.goodput.enter("other")
+        if self.prefetcher:
+            self.prefetcher.close()
+        self.profiler.close()
+        self.watch.end()
+
+    def _compile(self, restored: tuple[TrainState, dict[str, Any]] | None, first: TrainState | None) -> None:
         self.progress.phase("compiling")
         begun = time.perf_counter()
-        if state is None:
-            state = create_state(self.config, self.mesh)
         step, arguments = training_program(self.config, self.mesh)
-        self.train_step = step.lower(*arguments).compile()
         _, self.batch, lengths = arguments
-        own = own_rows(self.batch["inputs"])
-        self.loader = RowLoader(self.corpus.train, self.config.training.global_batch, self.config.training.seed, own)
+        own, training = own_rows(self.batch["inputs"]), self.config.training
+        self.loader = RowLoader(self.corpus.train, training.global_batch, training.seed, own)
+        # First, so that the first batches are read meanwhile.
+        self._go_on_from(restored, first=first)
+        self.train_step = step.lower(*arguments).compile()
         step, arguments = validation_program(self.config, self.mesh)
         self.validation_step = step.lower(*arguments).compile()
         self.validation_batch = arguments[1]
@@ -175,41 +212,130 @@ class _Run:
         byte_lengths_V[: self.corpus.vocabulary.size] = self.corpus.vocabulary.byte_lengths
         self.byte_lengths_V = placed(byte_lengths_V, lengths)
         seconds = time.perf_counter() - begun
-        self.writer.write(int(state["step"]), {"compile/seconds": seconds})
+        self.watch.write(self.step, {"compile/seconds": seconds})
         self.progress.note(f"compiled in {seconds:.1f} s")
         self.progress.phase("training")
-        return state
 
-    def _settle(self, pending: tuple[int, dict[str, jax.Array]] | None) -> None:
-        """Read a step's metrics, stop the run if they are not finite, and log them where that is due."""
-        if pending is None:
-            return
-        step, metrics = pending[0], {name: float(value) for name, value in pending[1].items()}
-        self._check_finite(step, {name: metrics[name] for name in ("loss", "gradient_norm")})
-        self.clock.tokens += metrics.pop("tokens")
-        if step % self.config.training.log_every == 0 or step == self.config.training.steps:
-            metrics["tokens_per_second"] = self.clock.speed()
-            if self.flops_share:
-                metrics["mfu"] = metrics["tokens_per_second"] * self.flops_share
-            self.writer.write(step, {f"train/{name}": value for name, value in metrics.items()})
-            self.progress.update(
-                step,
-                loss=metrics["loss"],
-                bits_per_byte=metrics["bits_per_byte"],
-                tokens_per_second=metrics["tokens_per_second"],
-            )
+    def _go_on_from(
+        self,
+        restored: tuple[TrainState, Mapping[str, Any]] | None,
+        skipped: SkippedBatches | None = None,
+        first: TrainState | None = None,
+    ) -> None:
+        """Take up a checkpoint, or the beginning; `skipped` batches are the checkpoint's if they are not given."""
+        if restored:
+            self.state, self.step = restored[0], restored[1]["step"]
+            self.skipped = skipped or SkippedBatches.from_metadata(restored[1]["skipped_batches"])
+        else:
+            self.state = create_state(self.config, self.mesh) if first is None else first
+            self.step, self.skipped = 0, skipped or SkippedBatches()
+        self.pending = None
+        if self.prefetcher:
+            self.prefetcher.close()
+        self.prefetcher = Prefetcher(self._read, self.step, self.config.training.steps)
 
-    def _check_finite(self, step: int, values: dict[str, float]) -> None:
-        if all(math.isfinite(value) for value in values.values()):
+    def _read(self, step: int) -> dict[str, jax.Array]:
+        """Return the batch of the step after `step` steps, on its way to the devices; the prefetcher's thread calls."""
+        return placed(self.loader.batch(self.skipped.batch(step)), self.batch)
+
+    def _advance(self) -> None:
+        """Take one step, or none if the run is told to stop while it waits for a batch."""
+        training = self.config.training
+        batch = self._next_batch()
+        if batch is None:
             return
+        if self.profiler.begins_at(self.step + 1):
+            self._settle()
+            self.profiler.start()
+        with self.profiler.step(self.step + 1):
+            self.state, metrics = self.train_step(self.state, batch, self.byte_lengths_V)
+        self.step += 1
+        # The step before has ended by now or soon will, and this one is queued: reading does not stall the devices.
+        self._settle()
+        self.pending = (self.step, metrics)
+        self.checkpoints.check()
+        if self.profiler.ends_at(self.step):
+            self._settle()
+            self.profiler.stop()
+        kept = training.keep_every and self.step % training.keep_every == 0
+        save = kept or self.step % training.checkpoint_every == 0 or self.step == training.steps
+        if save or self.step % training.validate_every == 0:
+            self._settle()
+            self._validate_and_save(save)
+            self.watch.goodput(self.step)
+
+    def _next_batch(self) -> dict[str, jax.Array] | None:
+        """Return the next batch, None if the run is told to stop before there is one."""
+        batch = self._take(0.0)
+        if batch is None:
+            # Only when the step before is done do the devices wait: until then no time is lost.
+            self._settle()
+            with self.goodput.phase("input"):
+                # Several hosts stop after the same step or not at all: one alone must not give up the wait.
+                while batch is None and not (self.interrupts.caught and jax.process_count() == 1):
+                    batch = self._take(_LISTEN_SECONDS)
+        return batch
+
+    def _take(self, seconds: float) -> dict[str, jax.Array] | None:
+        try:
+            return self.prefetcher.take(seconds)
+        except Exception as error:
+            # What was done before it still counts.
+            self._settle()
+            if not isinstance(error, OSError):
+                raise
+            raise RunFailed(
+                f"step {self.step + 1}: its rows cannot be read: {error}; {self.checkpoints.last_good()}"
+            ) from error
+
+    def _settle(self) -> None:
+        """Read the metrics of the step that is pending, judge it, and tell of it."""
+        if self.pending is None:
+            return
+        (step, metrics), self.pending = self.pending, None
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        warning = self.judge.check_step(step, metrics)
+        if warning:
+            self.progress.note(warning)
+        training = self.config.training
+        self.watch.step(step, metrics, log=step % training.log_every == 0 or step == training.steps or bool(warning))
+
+    def _recover(self, bad: BadStep) -> None:
+        """Go back to the newest validated checkpoint and pass over the batches since; or stop, as the policy says."""
         self.checkpoints.wait()
-        last = self.checkpoints.latest()
-        good = "there is no checkpoint yet" if last is None else f"the last good checkpoint is step {last}"
-        shown = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
-        raise RunFailed(
-            f"step {step}: {shown}; nothing of it was saved, {good}; "
-            "a lower training.learning_rate in a new --workdir is the usual remedy"
+        if bad.policy == "stop":
+            raise RunFailed(
+                f"{bad.reason}; nothing of it was saved, {self.checkpoints.last_good()}; a lower "
+                "training.learning_rate in a new --workdir is the usual remedy; training.nonfinite and training.spikes "
+                "say what else to do"
+            )
+        limit = self.config.training.max_recoveries
+        if self.rollbacks_in_a_row >= limit:
+            raise RunFailed(
+                f"{bad.reason}, after {limit} rollbacks without another checkpoint (training.max_recoveries); "
+                f"{self.checkpoints.last_good()}"
+            )
+        self.rollbacks_in_a_row += 1
+        # Gone first: there may not be room for two.
+        jax.tree.map(lambda leaf: leaf.delete(), self.state)
+        restored = self.checkpoints.restore(abstract_state(self.config, self.mesh), validated=True)
+        self._go_on_from(restored, self.skipped.since(restored[1]["step"] if restored else 0, bad.step))
+        self.goodput.undo(self.step)
+        self.watch.rewind(self.step)
+        passed = bad.step - self.step
+        self.watch.write(self.step, {"rollback/from_step": bad.step, "rollback/skipped_batches": self.skipped.total})
+        self.progress.note(
+            f"{bad.reason}: rolled back to step {self.step}; the {passed} batches read since are skipped, "
+            f"{self.skipped.total} in all"
         )
+        self.progress.phase("training")
+
+    def _validate_and_save(self, save: bool = True) -> None:
+        with self.goodput.phase("validation"):
+            self.validation = self._validate(self.state["params"], self.step)
+        if save:
+            with self.goodput.phase("checkpoint"):
+                self._save(self.validation["loss"])
 
     def _validate(self, params: Any, step: int) -> dict[str, float]:
         self.progress.phase("validating")
@@ -220,8 +346,8 @@ class _Run:
             sums.add(self.validation_step(params, batch, self.byte_lengths_V), subsets_B)
         result = sums.total()
         # Parameters can be lost in the last update, after its loss was computed: such a state is never saved.
-        self._check_finite(step, {"validation_loss": result["loss"]})
-        self.writer.write(step, sums.metrics())
+        self.judge.check_validation(step, result["loss"])
+        self.watch.write(step, sums.metrics())
         for line in sums.lines(step):
             self.progress.note(line)
         self.progress.phase("training")
@@ -233,37 +359,35 @@ class _Run:
         own = own_rows(self.validation_batch["inputs"])
         return validation_batches(self.corpus.validation, rows, training.validation_rows, own)
 
-    def _save(self, state: TrainState, step: int, validation_loss: float | None) -> None:
-        self.checkpoints.save(step, state, self.config.to_dict(), self.corpus.manifest.to_dict(), validation_loss)
+    def _save(self, validation_loss: float | None) -> None:
+        self.checkpoints.save(
+            self.step,
+            self.state,
+            self.config.to_dict(),
+            self.corpus.manifest.to_dict(),
+            validation_loss,
+            self.skipped.ranges,
+        )
         self.sync()
+        self.goodput.mark(self.step)
+        self.rollbacks_in_a_row = 0
 
 
-def _metric_writer(workdir: pathlib.Path, start: int) -> MetricWriter | NoMetrics:
-    return MetricWriter(workdir, resume_step=start) if jax.process_index() == 0 else NoMetrics()
+def _flops_share(config: Config, mesh: Mesh) -> float | None:
+    """Return the share of the devices' peak that one token a second makes; None for devices whose peak is not known."""
+    chip = chip_of(mesh.devices.flat[0])
+    return training_flops(config.model, config.data.row_length) / (chip.flops * mesh.size) if chip else None
+
+
+def _account(directory: pathlib.Path) -> Goodput:
+    """Return the account of the wall time, on file for the first of several hosts."""
+    return Goodput(directory / accounts.FILE, directory / METRICS) if jax.process_index() == 0 else Goodput(None)
+
+
+def _metric_writer(directory: pathlib.Path, start: int) -> MetricWriter | NoMetrics:
+    return MetricWriter(directory, resume_step=start) if jax.process_index() == 0 else NoMetrics()
 
 
 def _console() -> rich.console.Console | None:
     """Return what the run is shown on: on several hosts the first one's, or the same lines would come from all."""
     return None if jax.process_index() == 0 else rich.console.Console(file=open(os.devnull, "w"))
-
-
-class _Clock:
-    """Tokens per second of training alone: validation and saving are paused out."""
-
-    def __init__(self):
-        self.tokens = 0.0
-        self._since = time.perf_counter()
-
-    def speed(self) -> float:
-        """Return tokens per second since the last call, and begin anew."""
-        now = time.perf_counter()
-        speed = self.tokens / max(now - self._since, 1e-9)
-        self.tokens, self._since = 0.0, now
-        return speed
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave out the time spent inside."""
-        begun = time.perf_counter()
-        yield
-        self._since += time.perf_counter() - begun

@@ -9,21 +9,28 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stagjax.config import Config, MeshConfig
 from stagjax.mesh import training_mesh
-from stagjax.model.stagformer import init_params
+from stagjax.model.stagformer import Params, init_params
 from stagjax.sharding import parameter_shardings
+from stagjax.training.guard import init_guard
 from stagjax.training.optimizer import make_optimizer
 
-# {"params": ..., "opt_state": ..., "step": int32}; the step number is also the position in the data.
+# {"params": ..., "opt_state": ..., "step": int32, "guard": ...}; the step number, and the batches that were passed over
+# (`stagjax.training.recovery`), are the position in the data.
 TrainState = dict[str, Any]
 
 
 def init_state(config: Config) -> TrainState:
     """Return the state before the first step; `training.seed` decides the parameters."""
-    params = init_params(config.model, jax.random.key(config.training.seed))
+    return state_around(config, init_params(config.model, jax.random.key(config.training.seed)))
+
+
+def state_around(config: Config, params: Params) -> TrainState:
+    """Return the state before the first step of a run that begins with these parameters."""
     return {
         "params": params,
         "opt_state": make_optimizer(config.training).init(params),
         "step": jnp.zeros((), jnp.int32),
+        "guard": init_guard(),
     }
 
 
@@ -53,7 +60,8 @@ def abstract_state(config: Config, mesh: Mesh | None = None) -> TrainState:
         params,
         transform_non_params=lambda _: replicated,
     )
-    shardings = {"params": params, "opt_state": opt_state, "step": replicated}
+    guard = jax.tree.map(lambda _: replicated, shapes["guard"])
+    shardings = {"params": params, "opt_state": opt_state, "step": replicated, "guard": guard}
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )

@@ -14,6 +14,7 @@ from stagjax.model import pipelining, stagformer
 from stagjax.model.gathering import by_group, gather_embeddings
 from stagjax.model.stagformer import Params
 from stagjax.sharding import constrain, constrain_parameters, spec, ways
+from stagjax.training import guard as guards
 from stagjax.training.optimizer import learning_rate_schedule, make_optimizer
 from stagjax.training.state import TrainState, abstract_state
 
@@ -60,8 +61,10 @@ def make_train_step(
     """Return step(state, batch, byte_lengths_V) -> (state, metrics); the caller jits it and donates the state.
 
     The loss is the mean over the tokens of the whole global batch, so `accumulation` changes memory, not the gradient
-    (beyond rounding). Metrics are scalars: loss (nats per token), bits_per_byte, gradient_norm (before clipping),
-    learning_rate, tokens, batch_hash (of the rows and their order, by which two runs are seen to read the same).
+    (beyond rounding). An update that the policies for bad steps leave out changes neither parameters nor moments; the
+    step counts all the same. Metrics are scalars: loss (nats per token), bits_per_byte, gradient_norm (before
+    clipping), learning_rate, tokens, batch_hash (of the rows and their order, by which two runs are seen to read the
+    same), spike (bool), skipped (updates, so far) and skipped_in_a_row.
     """
     optimizer = make_optimizer(config.training)
     schedule = learning_rate_schedule(config.training)
@@ -75,16 +78,23 @@ def make_train_step(
         else:
             loss, gradient = _accumulate(gradient_of, state["params"], batch, parts)
         updates, opt_state = optimizer.update(gradient, state["opt_state"], state["params"])
+        gradient_norm = optax.tree.norm(gradient)
+        guard, verdict = guards.judge(config.training, state["guard"], loss, gradient_norm)
         metrics = {
             "loss": loss,
             "bits_per_byte": loss * tokens / jnp.log(2.0) / num_bytes(batch, byte_lengths_V),
-            "gradient_norm": optax.tree.norm(gradient),
+            "gradient_norm": gradient_norm,
             "learning_rate": jnp.asarray(schedule(state["step"])),
             "tokens": tokens,
             "batch_hash": _batch_hash(batch),
+            "spike": verdict.spike,
+            "skipped": guard["skipped"],
+            "skipped_in_a_row": guard["skipped_in_a_row"],
         }
-        params = optax.apply_updates(state["params"], updates)
-        return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, metrics
+        updated = {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}
+        if guards.may_skip(config.training):
+            updated = guards.unless(verdict.skip, updated, {name: state[name] for name in updated})
+        return updated | {"step": state["step"] + 1, "guard": guard}, metrics
 
     return step
 

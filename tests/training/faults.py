@@ -74,10 +74,10 @@ def inject(
             setattr(reporting, "_write_all", _no_room)
         return arrays
 
-    def nats(config: Any, params: Any, batch: Any) -> Any:
+    def nats(config: Any, params: Any, batch: Any, **options: Any) -> Any:
         mark = jnp.max(batch["segment_ids"])
         factor = jnp.where(mark >= _SPIKE, 20.0, jnp.where(mark >= _NONFINITE, jnp.nan, 1.0))
-        return sum_nats(config, params, batch) * factor
+        return sum_nats(config, params, batch, **options) * factor
 
     setattr(RowLoader, "batch", batch)
     setattr(steps, "sum_nats", nats)

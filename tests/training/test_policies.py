@@ -59,10 +59,10 @@ def train(folder, monkeypatch):
         out = io.StringIO()
         console = rich.console.Console(file=out, force_terminal=terminal, width=120, _environ={"TERM": "xterm"})
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "Progress", lambda *a, **k: Progress(*a, **k, console=console))
+            patch.setattr(loop, "_console", lambda: console)
             faults.inject(patch.setattr, **(fault or {}))
             try:
-                result = loop.train(config, folder / name, profile)
+                result = loop.train(config, folder / name, profile=profile)
             except (RunFailed, Preempted, UserError) as error:
                 result = error
         return folder / name, result, out.getvalue()

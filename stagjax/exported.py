@@ -48,7 +48,7 @@ def write_export(
     Args:
       directory: which exists.
       state: {"params"} alone, or all of a training state.
-      metadata: "step", "config", "manifest" and "metrics", as a checkpoint has them.
+      metadata: "step", "config", "manifest", "metrics" and "skipped_batches", as a checkpoint has them.
       vocabulary: of the ids.
       vocabulary_file: its SentencePiece model, None for bytes.
       shard_bytes: where the next file begins.
@@ -75,6 +75,8 @@ def write_export(
         "stagjax": __version__,
         "step": metadata["step"],
         "metrics": metadata["metrics"],
+        # Checkpoints of older versions have none.
+        "skipped_batches": metadata.get("skipped_batches", []),
         "arrays": describe(state),
         "fingerprint": fingerprint(state),
         "files": {name: _sha256(directory / name) for name in sorted(files)},
@@ -83,7 +85,7 @@ def write_export(
 
 
 def read_metadata(directory: pathlib.Path) -> dict[str, Any]:
-    """Return "step", "config", "manifest", "metrics", "arrays", "fingerprint": what a checkpoint's metadata are.
+    """Return what a checkpoint's metadata are, from "step" to "fingerprint".
 
     Raises:
       DamagedError: a JSON file is missing, or not what was exported.
@@ -96,7 +98,7 @@ def read_metadata(directory: pathlib.Path) -> dict[str, Any]:
             "config": json.loads((directory / CONFIG).read_text()),
             "manifest": json.loads((directory / MANIFEST).read_text()),
         }
-    return read | {name: facts[name] for name in ("step", "metrics", "arrays", "fingerprint")}
+    return read | {name: facts[name] for name in ("step", "metrics", "skipped_batches", "arrays", "fingerprint")}
 
 
 def read_params(

@@ -5,11 +5,10 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from stagjax import exported
 from stagjax import workdir as workdirs
@@ -22,8 +21,7 @@ from stagjax.files import new_directory, write_whole
 from stagjax.origin import damage_fails, read_metadata, read_model, read_vocabulary, vocabulary_file
 from stagjax.tensor_files import SHARD_BYTES
 from stagjax.training.initial import RECORD, origin_of
-from stagjax.training.optimizer import make_optimizer
-from stagjax.training.state import abstract_state
+from stagjax.training.state import abstract_state, state_around
 from stagjax.validating import validate
 
 DTYPES = ("float32", "bfloat16")
@@ -103,14 +101,15 @@ def import_model(
         metadata = exported.read_metadata(source)
         config = Config.from_dict(metadata["config"])
         read_vocabulary(source, metadata)
-        loss, step = metadata["metrics"]["validation_loss"], 0
+        loss, step, skipped = metadata["metrics"]["validation_loss"], 0, []
         if exported.has_state(metadata):
             state, step = exported.read_state(source, abstract_state(config)), metadata["step"]
+            skipped = metadata["skipped_batches"]
         else:
             state = _new_state(config, exported.read_params(source)[0])
             _record(directory, source, metadata)
         with vocabulary_file(source, metadata) as file:
-            _write_workdir(directory, config, metadata["manifest"], file, state, step, loss)
+            _write_workdir(directory, config, metadata["manifest"], file, state, step, loss, skipped)
     return read_metadata(workdir)
 
 
@@ -182,8 +181,11 @@ def _read_state(source: pathlib.Path, checkpoint: str | int | None) -> tuple[Any
 
 
 def _new_state(config: Config, params: Any) -> dict[str, Any]:
-    opt_state = jax.jit(make_optimizer(config.training).init)(params)
-    return {"params": params, "opt_state": opt_state, "step": jnp.int32(0)}
+    """Return the state of step 0 around parameters, which are not copied."""
+    new = jax.jit(
+        lambda params: {name: tree for name, tree in state_around(config, params).items() if name != "params"}
+    )
+    return {"params": params} | new(params)
 
 
 def _record(directory: pathlib.Path, source: pathlib.Path, metadata: Mapping[str, Any]) -> None:
@@ -199,6 +201,7 @@ def _write_workdir(
     state: Mapping[str, Any],
     step: int,
     loss: float | None,
+    skipped_batches: Sequence[tuple[int, int]] = (),
 ) -> None:
     """Write what a training run leaves behind: config, manifest, vocabulary and one checkpoint."""
     if vocabulary is not None:
@@ -206,4 +209,4 @@ def _write_workdir(
     write_whole(directory / workdirs.MANIFEST, json.dumps(manifest, indent=2, sort_keys=True))
     write_whole(directory / workdirs.CONFIG, to_json(config))
     with contextlib.closing(Checkpoints(directory, keep_last=1)) as checkpoints:
-        checkpoints.save(step, state, config.to_dict(), manifest, loss)
+        checkpoints.save(step, state, config.to_dict(), manifest, loss, skipped_batches)

@@ -10,7 +10,7 @@ from stagjax.checkpoint import Checkpoints
 from stagjax.config import Config
 from stagjax.data.corpus import load_corpus
 from stagjax.experiment import load_config
-from stagjax.training.optimizer import make_optimizer
+from stagjax.training.state import state_around
 from tests.variants import params_of
 
 FIELDS = {
@@ -54,8 +54,9 @@ def write_run(config: Config, workdir: pathlib.Path, losses: Sequence[float | No
     checkpoints = Checkpoints(workdir, keep_last=9)
     for index, loss in enumerate(losses):
         params, step = params_of(config.model, seed=index), 2 * (index + 1)
-        opt_state = jax.tree.map(lambda leaf: leaf + 1, make_optimizer(config.training).init(params))
-        state = {"params": params, "opt_state": opt_state, "step": jax.numpy.int32(step)}
-        checkpoints.save(step, state, config.to_dict(), manifest.to_dict(), loss)
+        # Anything but what a new state holds, so that a test sees which of the two it has.
+        state = jax.tree.map(lambda leaf: leaf + 1, state_around(config, params)) | {"params": params}
+        state["step"] = jax.numpy.int32(step)
+        checkpoints.save(step, state, config.to_dict(), manifest.to_dict(), loss, [(1, 2)])
     checkpoints.close()
     return workdir

@@ -93,13 +93,13 @@ def test_an_imported_run_is_the_exported_one_with_a_new_state(export, workdir, t
     metadata = import_model(export, imported)
     wanted = Checkpoints(workdir, 1, read_only=True).read_metadata(4)
     assert content_key(metadata) == content_key(wanted) == content_key(read_metadata(export))
-    assert metadata["step"] == 0
+    assert (metadata["step"], metadata["skipped_batches"]) == (0, [])
     assert metadata["metrics"] == wanted["metrics"]
     assert (imported / "manifest.json").read_text() == (workdir / "manifest.json").read_text()
     config = stagjax.load(imported).config
     state, _ = Checkpoints(imported, 1, read_only=True).restore(abstract_state(config))
     assert_same(state["params"], Checkpoints(workdir, 1, read_only=True).restore_params(4)[0])
-    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves((state["opt_state"], state["step"])))
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(state | {"params": ()}))
     assert find_origin(tmp_path / "new", config.model, str(imported)).content_key == content_key(wanted)
     assert find_origin(imported, config.model, None).step == 4
 
@@ -112,6 +112,7 @@ def test_with_its_state_a_run_goes_on_elsewhere(workdir, corpus, tmp_path):
     got, wanted = (Checkpoints(run, 1, read_only=True).restore(abstract, 2) for run in (tmp_path / "imported", workdir))
     assert_same(got[0], wanted[0])
     assert got[1]["fingerprint"] == wanted[1]["fingerprint"]
+    assert got[1]["skipped_batches"] == wanted[1]["skipped_batches"] == [[1, 2]]
     assert find_origin(tmp_path / "imported", tiny_run("separate_2x3", corpus).model, None) is None
 
 

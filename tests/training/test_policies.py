@@ -164,9 +164,10 @@ def test_a_slow_reader_is_measured_and_warned_of_and_a_fast_one_is_not(train):
     assert out.count("warning: the devices wait for input") == 1
     assert "input" in out[out.index("goodput") :]
     waited = json.loads((workdir / "goodput.json").read_text())["seconds"]["input"]
-    assert 0.3 < waited < 1.5
-    _, _, out = train("fast", steps=10, log_every=10)
-    assert "warning" not in out
+    assert waited > 0.3
+    workdir, _, _ = train("fast", steps=10, log_every=10)
+    (line,) = [line for line in read_metrics(workdir) if "train/input_share" in line]
+    assert line["train/input_share"] < shares[-1]
 
 
 def test_rows_that_cannot_be_read_end_the_run_with_what_is_left(train):

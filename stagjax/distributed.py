@@ -138,8 +138,8 @@ def _join(place: Place, facts: dict[str, str], timeout: float) -> None:
     global _link
     print_line = lambda text: print(text, file=sys.stderr, flush=True)
     _link = links.join(place, versions() | facts, timeout, print_line)
-    local = local_processes.is_one()
-    if local:
+    own_cores = local_processes.has_own_cores()
+    if own_cores:
         local_processes.keep_to_own_cores(place)
     # Ours ends a process that another's loss leaves waiting, and tells SIGTERM as it tells Ctrl-C.
     jax.config.update("jax_enable_preemption_service", False)
@@ -158,7 +158,7 @@ def _join(place: Place, facts: dict[str, str], timeout: float) -> None:
         raise UserError(
             f"JAX could not join the processes at --coordinator={place.coordinator}: {str(error).splitlines()[0]}"
         ) from error
-    if local:
+    if own_cores:
         local_processes.lower_network_threads()
     counts = collections.Counter(device.process_index for device in jax.devices())
     _check_devices([counts[process] for process in range(place.num_processes)])

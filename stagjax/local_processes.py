@@ -22,7 +22,7 @@ from typing import Any
 from stagjax.errors import UserError
 from stagjax.hosts.place import Place, as_environment
 
-_VARIABLE = "STAGJAX_LOCAL_PROCESS"
+_VARIABLE, _OWN, _SHARED = "STAGJAX_LOCAL_PROCESS", "own cores", "shared cores"
 _GRACE = 5.0
 _FAILED_GRACE = 30.0  # in which the others end by themselves, as they do, and say what they lost
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
@@ -42,7 +42,13 @@ def check(count: int) -> None:
         )
 
 
-def launch(count: int, arguments: Sequence[str], devices: int | None = None, grace: float | None = _GRACE) -> int:
+def launch(
+    count: int,
+    arguments: Sequence[str],
+    devices: int | None = None,
+    grace: float | None = _GRACE,
+    own_cores: bool = True,
+) -> int:
     """Run `stagjax` with `arguments` in `count` processes until all have ended; return the exit status.
 
     The first process has this one's terminal; of the others only the errors are shown, if the first had none. Where one
@@ -53,6 +59,8 @@ def launch(count: int, arguments: Sequence[str], devices: int | None = None, gra
       count: of processes.
       arguments: the command line of each.
       devices: of each process; None leaves it to XLA_FLAGS.
+      own_cores: give each its share of the cores, and its network thread what they leave, as measuring asks for; on a
+        machine that has other work such a thread waits for long.
       grace: seconds from a signal until whatever still runs is killed; None for as long as it takes to save.
     """
     coordinator = f"127.0.0.1:{_free_port()}"
@@ -64,7 +72,7 @@ def launch(count: int, arguments: Sequence[str], devices: int | None = None, gra
             quiet = {"stdout": subprocess.DEVNULL, "stderr": error} if index else {}
             process = subprocess.Popen(
                 [sys.executable, "-m", "stagjax", *arguments],
-                env=_environment(Place(index, count, coordinator), devices),
+                env=_environment(Place(index, count, coordinator), devices, own_cores),
                 preexec_fn=die_with_parent,
                 process_group=0,  # not the terminal's: it would tell each of Ctrl-C, and we would once more
                 **quiet,
@@ -78,11 +86,16 @@ def launch(count: int, arguments: Sequence[str], devices: int | None = None, gra
             _stop(processes)
 
 
+def has_own_cores() -> bool:
+    """Return whether `launch` gave this process cores of its own."""
+    return os.environ.get(_VARIABLE) == _OWN
+
+
 def keep_to_own_cores(place: Place) -> None:
     """Use a part of the machine's cores only, so that a slice has the same means whether the others work or not."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     own = len(cores) // place.num_processes
-    if own:  # more processes than cores share them all
+    if cores:
         os.sched_setaffinity(0, cores[place.process_id * own : (place.process_id + 1) * own])
 
 
@@ -112,9 +125,11 @@ def _unnamed_threads() -> list[int]:
         return []  # not Linux: nothing to be done
 
 
-def _environment(place: Place, devices: int | None) -> dict[str, str]:
+def _environment(place: Place, devices: int | None, own_cores: bool) -> dict[str, str]:
     """Return the environment of a process: its place, the CPU, and how many devices it is to see in it."""
-    environment = os.environ | as_environment(place) | {_VARIABLE: "1", "JAX_PLATFORMS": "cpu"}
+    environment = (
+        os.environ | as_environment(place) | {_VARIABLE: _OWN if own_cores else _SHARED, "JAX_PLATFORMS": "cpu"}
+    )
     if devices is not None:
         # The last one of two equal flags counts.
         forced = f"--xla_force_host_platform_device_count={devices}"

@@ -129,8 +129,10 @@ def test_who_a_process_is(monkeypatch):
     assert not local_processes.is_one()
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --other=1")
     place = Place(1, 2, "127.0.0.1:4000")
-    for name, value in local_processes._environment(place, devices=4).items():
-        monkeypatch.setenv(name, value)
-    assert local_processes.is_one()
+    for own_cores in (True, False):
+        for name, value in local_processes._environment(place, devices=4, own_cores=own_cores).items():
+            monkeypatch.setenv(name, value)
+        assert local_processes.is_one()
+        assert local_processes.has_own_cores() == own_cores
     assert told() == place
     assert os.environ["XLA_FLAGS"].endswith(" --xla_force_host_platform_device_count=4")

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     profile = Window.parse(args.profile_steps) if args.profile_steps else None
     if launches(args):
-        return launch(args, grace=None)  # saving takes the time that it takes
+        return launch(args, own_cores=False, grace=None)  # saving takes the time that it takes
     keep_host_memory()
     print(to_json(config), flush=True)
 

@@ -268,8 +268,11 @@ class _Run:
         """Return the next batch, None if the run is told to stop before there is one."""
         batch = self._take(0.0)
         if batch is None:
-            # Only when the step before is done do the devices wait: until then no time is lost.
-            self._settle()
+            # Only when the step before is done do the devices wait: until then no time is lost. Several hosts read a
+            # step's metrics at the same place all, whoever waits for rows: what they decide by them, such as to go
+            # back, they do together, or one would be a step behind the others.
+            if jax.process_count() == 1:
+                self._settle()
             with self.goodput.phase("input"):
                 # Several hosts stop after the same step or not at all: one alone must not give up the wait.
                 while batch is None and not (self.interrupts.caught and jax.process_count() == 1):
@@ -280,8 +283,9 @@ class _Run:
         try:
             return self.prefetcher.take(seconds)
         except Exception as error:
-            # What was done before it still counts.
-            self._settle()
+            # What was done before it still counts; of several hosts one does not judge it alone (see `_next_batch`).
+            if jax.process_count() == 1:
+                self._settle()
             if not isinstance(error, OSError):
                 raise
             raise RunFailed(

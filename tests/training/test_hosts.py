@@ -10,11 +10,14 @@ import socket
 import subprocess
 import sys
 import time
+from unittest import mock
 
+import jax
 import pytest
 
 from stagjax.checkpoint import Checkpoints
 from stagjax.reporting.metrics import read_metrics
+from stagjax.training.loop import _Run
 
 STEPS = 20
 FIELDS = {
@@ -225,6 +228,15 @@ def test_configs_that_differ_are_refused_before_anything_is_computed(folder):
         assert "the processes differ in mesh.tensor: 1 on process 0 on " in err.splitlines()[-1]
         assert "; training.seed: 0 on process 0" in err and "Traceback" not in err
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(("processes", "settled"), [(1, 1), (2, 0)])
+def test_a_host_that_waits_for_rows_does_not_judge_a_step_before_the_others(monkeypatch, processes, settled):
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    run = mock.MagicMock(interrupts=mock.Mock(caught=None))
+    run._take.side_effect = [None, None, "batch"]
+    assert _Run._next_batch(run) == "batch"
+    assert run._settle.call_count == settled
 
 
 @pytest.mark.slow

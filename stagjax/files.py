@@ -1,11 +1,19 @@
-"""Small files, written whole or not at all: under a temporary name, then renamed."""
+"""Files and directories, written whole or not at all: under a temporary name, then renamed."""
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
 import pathlib
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
-from stagjax.errors import UserError
+from stagjax.errors import RunFailed, UserError
+
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+"""What a system says when it has no more space."""
 
 
 def directory(text: str | os.PathLike[str]) -> Any:
@@ -41,3 +49,51 @@ def write_result(path: pathlib.Path, text: str) -> None:
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Write a result as indented JSON; raise `UserError` where that fails."""
     write_result(path, json.dumps(value, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def new_directory(output: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yield a directory to fill, which is `output` once the block has ended well and is removed if it has not.
+
+    Until then it is hidden beside `output`; what a killed process left there is removed by the next one.
+
+    Raises:
+      UserError: there is something at `output`, another process is making it, or it cannot be written.
+      RunFailed: the disk is full.
+    """
+    if os.path.lexists(output):
+        raise UserError(f"{output} exists and is never overwritten; remove it, or choose another directory")
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = os.open(partial, os.O_RDONLY)
+        try:
+            _lock(lock, output)
+            _empty(partial)
+            try:
+                yield partial
+                os.rename(partial, output)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+        finally:
+            os.close(lock)
+    except OSError as error:
+        if error.errno in FULL:
+            raise RunFailed(f"cannot write {output}: {error.strerror}; free some space and start again") from error
+        raise UserError(f"cannot write {output}: {error.strerror or error}; choose another directory") from error
+
+
+def _lock(directory: int, output: pathlib.Path) -> None:
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"{output} is being written by another process; wait for it or end it") from error
+
+
+def _empty(directory: pathlib.Path) -> None:
+    for entry in directory.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()

@@ -1,26 +1,22 @@
 """stagjax as a library: `lm = stagjax.load(workdir)`, then `lm.generate(...)`."""
 
-import contextlib
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
 
-from stagjax import bucket
-from stagjax.bucket import CHECKPOINTS
-from stagjax.checkpoint import Checkpoints
 from stagjax.config import Config
-from stagjax.data.vocabulary import Vocabulary, load_vocabulary
+from stagjax.data.vocabulary import Vocabulary
 from stagjax.decoding.generation import Generation, generate
 from stagjax.decoding.loop import MAX_CHUNK, Decoder
 from stagjax.decoding.placement import PARALLEL, RECURRENT, check_mode, make_placement
 from stagjax.decoding.reference import SequentialDecoder
 from stagjax.decoding.sampling import Sampling
-from stagjax.errors import UserError, unknown
+from stagjax.errors import unknown
 from stagjax.files import directory
 from stagjax.mesh import DecodeMesh, decoding_mesh
 from stagjax.model.stagformer import Params
+from stagjax.origin import read_model, read_vocabulary
 from stagjax.sharding import stored_shardings
-from stagjax.workdir import VOCABULARY
 
 SEQUENTIAL = "sequential"
 ONE_DEVICE = DecodeMesh()
@@ -112,7 +108,7 @@ def load(
     """Load a trained model.
 
     Args:
-      workdir: of `stagjax train`, also in a bucket (gs://).
+      workdir: of `stagjax train`, also in a bucket (gs://), or what `stagjax checkpoint export` wrote.
       checkpoint: "best" (lowest validation loss), "latest", or a step; None is the best, or the latest if no
         checkpoint was validated.
       mesh: to decode on, e.g. "stack=2,tensor=4"; one device by default. It need not be the mesh of training.
@@ -121,23 +117,8 @@ def load(
       UserError: a mesh that does not fit the devices, no checkpoint there, no such step, or a vocabulary that cannot
         be read or is not the one trained with.
     """
-    workdir = directory(workdir)
-    if not bucket.is_dir(workdir / CHECKPOINTS):
-        raise UserError(f"{str(workdir)!r} holds no checkpoints; give the --workdir of a stagjax train run")
-    checkpoints = Checkpoints(workdir, keep_last=1, read_only=True)
-    step = checkpoints.best() if checkpoint is None else checkpoint
+    path = directory(workdir)
     sizes = DecodeMesh.parse(mesh) if isinstance(mesh, str) else mesh
-    params, metadata = checkpoints.restore_params(step, functools.partial(stored_shardings, decoding_mesh(sizes)))
-    config = Config.from_dict(metadata["config"])
-    own = workdir / VOCABULARY
-    # A workdir holds every vocabulary but that of bytes, also where data were prepared with it.
-    named = "bytes" if config.data.vocabulary == "prepared" else config.data.vocabulary
-    with bucket.fetched(own) if own.exists() else contextlib.nullcontext(named) as name:
-        vocabulary = load_vocabulary(name)
-    trained_with = metadata["manifest"]["vocabulary_fingerprint"]
-    if vocabulary.fingerprint != trained_with:
-        raise UserError(
-            f"data.vocabulary={config.data.vocabulary!r} is not the file that the model was trained with: "
-            f"its hash is {vocabulary.fingerprint[:12]}, not {trained_with[:12]}; put the original back"
-        )
-    return LanguageModel(config, params, vocabulary, metadata["step"], sizes)
+    params, metadata = read_model(path, checkpoint, functools.partial(stored_shardings, decoding_mesh(sizes)))
+    vocabulary = read_vocabulary(path, metadata)
+    return LanguageModel(Config.from_dict(metadata["config"]), params, vocabulary, metadata["step"], sizes)

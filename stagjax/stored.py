@@ -107,10 +107,35 @@ def read_params(path: epath.Path, layout: Callable[[Any], Any] | None = None) ->
       DamagedError: the parameters are not what was saved.
     """
     metadata = _for_all(lambda: read_metadata(path))
-    shapes = _for_all(lambda: _param_shapes(path))
-    shardings = (layout or _on_default_device)(shapes)
+    shapes = _for_all(lambda: _stored_shapes(path)["params"])
+    shardings = (layout or on_default_device)(shapes)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     return _verified(_for_all(lambda: _read(path, {"params": abstract})), metadata)["params"], metadata
+
+
+def check_shapes(path: epath.Path) -> dict[str, Any]:
+    """Return the metadata, compared with the shapes that the arrays are stored in; no array is read.
+
+    Raises:
+      DamagedError: it is not what was saved, as far as that can be seen so.
+    """
+    metadata = read_metadata(path)
+    if describe(_stored_shapes(path)) != metadata["arrays"]:
+        raise DamagedError("the stored arrays are not those that were saved")
+    return metadata
+
+
+def verify(path: epath.Path) -> None:
+    """Read all arrays, a part of the state at a time, on the default device, and compare their checksums.
+
+    Raises:
+      DamagedError: one is not what was saved.
+    """
+    metadata = check_shapes(path)
+    for name, shapes in _stored_shapes(path).items():
+        shardings = on_default_device(shapes)
+        abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+        _verified(_read(path, {name: abstract}), metadata)
 
 
 def reason(error: BaseException) -> str:
@@ -122,6 +147,24 @@ def reason(error: BaseException) -> str:
             return os.strerror(number).lower()
     first = text.strip().split("\n")[0].split(" [")[0][:160]
     return f"{type(error).__name__} {first}" if len(first) < 20 else first
+
+
+def on_default_device(shapes: Any) -> Any:
+    """Return shardings that put each array of a tree on one device: JAX's default one."""
+    device = jax.config.jax_default_device or jax.local_devices()[0]
+    return jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(device), shapes)
+
+
+@contextlib.contextmanager
+def as_damage() -> Iterator[None]:
+    """Raise `DamagedError` for whatever the reading of a file raises."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError, DamagedError):
+        # A full memory says nothing about the file.
+        raise
+    except Exception as error:
+        raise DamagedError(reason(error)) from error
 
 
 def _for_all(read: Callable[[], Any]) -> Any:
@@ -142,14 +185,16 @@ def _for_all(read: Callable[[], Any]) -> Any:
     return result
 
 
-def _param_shapes(path: epath.Path) -> Any:
-    with _as_damage():
-        tree = _reader().metadata(path / "state").tree["params"]
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+def _stored_shapes(path: epath.Path) -> dict[str, Any]:
+    with as_damage():
+        stored = _reader().metadata(path / "state")
+        if stored is None:
+            raise DamagedError("there are no arrays")
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(tuple(x.shape), x.dtype), dict(stored.tree))
 
 
 def _read(path: epath.Path, abstract: Any) -> Any:
-    with _as_damage(), draining_loops():
+    with as_damage(), draining_loops():
         return _reader().restore(
             path / "state",
             args=ocp.args.PyTreeRestore(
@@ -167,22 +212,6 @@ def _verified(restored: Any, metadata: Mapping[str, Any]) -> Any:
     return restored
 
 
-def _on_default_device(shapes: Any) -> Any:
-    device = jax.config.jax_default_device or jax.local_devices()[0]
-    return jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(device), shapes)
-
-
 def _reader() -> ocp.PyTreeCheckpointHandler:
     # Without the Checkpointer around it, in which a process that reads would wait for one that has met an error.
     return ocp.PyTreeCheckpointHandler()
-
-
-@contextlib.contextmanager
-def _as_damage() -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, jax.errors.JaxRuntimeError):
-        # A full memory says nothing about the file.
-        raise
-    except Exception as error:
-        raise DamagedError(reason(error)) from error

@@ -16,10 +16,10 @@ LEVELS = [
     {"experiment", "mesh", "sharding"},
     {"distributed", "fingerprint"},
     {"model", "data"},
-    {"decoding", "checkpoint", "stored", "reporting"},
-    {"workdir"},
+    {"decoding", "checkpoint", "stored", "tensor_files", "exported", "conversion", "reporting"},
+    {"workdir", "origin"},
     {"library", "training", "tasks"},
-    {"evaluation", "exporting"},
+    {"evaluation", "exporting", "inspection", "validating"},
     {"bench"},
     {"cli", "__main__"},
 ]
@@ -75,7 +75,8 @@ def test_only_tasks_import_seqio_and_tensorflow_datasets():
     [
         ("stagjax", {"jax", "tensorflow", "numpy"}),
         (
-            "stagjax.cli, stagjax.cli.train, stagjax.cli.generate, stagjax.cli.info, stagjax.cli.demo",
+            "stagjax.cli, stagjax.cli.train, stagjax.cli.generate, stagjax.cli.info, stagjax.cli.demo, "
+            "stagjax.cli.checkpoint",
             {"jax", "tensorflow"},
         ),
         ("stagjax.config, stagjax.host_memory", {"jax", "tensorflow"}),

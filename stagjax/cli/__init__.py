@@ -17,6 +17,7 @@ COMMANDS = {
     "data": "prepare data and vocabularies",
     "plan": "what a program costs on a TPU topology, compiled here, without a TPU",
     "bench": "how long decode and training steps take on the devices that are here, by part",
+    "checkpoint": "look into checkpoints, hand them on, turn them into models of another shape",
     "demo": "train four small models and compare them in one table",
 }
 
@@ -97,6 +98,15 @@ def refuse_overrides(args: argparse.Namespace) -> None:
     """Raise `UserError` if config fields were given to a command that reads no experiment."""
     if args.overrides:
         raise UserError(f"--config.{args.overrides[0]} has no meaning here: the workdir holds the config")
+
+
+def checkpoint_step(text: str | None) -> str | int | None:
+    """Read the value of `--checkpoint`: "best", "latest" or a step; None stays None."""
+    if text in (None, "best", "latest"):
+        return text
+    if not text.isdecimal():
+        raise UserError(f"--checkpoint={text} is neither best, latest nor a step")
+    return int(text)
 
 
 def _overrides(rest: Sequence[str]) -> list[str]:

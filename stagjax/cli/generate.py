@@ -23,7 +23,9 @@ decoded as one batch. The model's own end of document always ends a row.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.epilog = EPILOG
-    parser.add_argument("--workdir", required=True, type=directory, metavar="DIR", help="of a stagjax train run")
+    parser.add_argument(
+        "--workdir", required=True, type=directory, metavar="DIR", help="of a stagjax train run, or an export"
+    )
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times")
     prompts.add_argument("--prompts-file", type=pathlib.Path, metavar="FILE", help="one prompt a line, or .jsonl")
@@ -59,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Load, decode, print; the text of a single prompt is streamed."""
-    from stagjax.cli import refuse_overrides
+    from stagjax.cli import checkpoint_step, refuse_overrides
 
     refuse_overrides(args)
     prompts = args.prompt if args.prompt is not None else _read_prompts(args.prompts_file)
@@ -68,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     from stagjax.library import load
 
     start_up()
-    lm = load(args.workdir, _step(args.checkpoint), args.mesh)
+    lm = load(args.workdir, checkpoint_step(args.checkpoint), args.mesh)
     streamed = len(prompts) == 1
     unwritten = prompts[:1]  # the prompt goes before the first text, once it is known to be a good one
 
@@ -132,16 +134,6 @@ def _read_prompts(path: pathlib.Path) -> list[str]:
     if not prompts:
         raise UserError(f"--prompts-file={path} holds no prompt; write one a line")
     return prompts
-
-
-def _step(checkpoint: str | None) -> str | int | None:
-    from stagjax.errors import UserError
-
-    if checkpoint in (None, "best", "latest"):
-        return checkpoint
-    if not checkpoint.isdecimal():
-        raise UserError(f"--checkpoint={checkpoint} is neither best, latest nor a step")
-    return int(checkpoint)
 
 
 def _write_json(path: pathlib.Path, step: int, args: argparse.Namespace, results: list[Any]) -> None:

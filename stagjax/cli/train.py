@@ -11,11 +11,13 @@ examples:
   stagjax train --config=experiments/stdlib.py:separate_2x3 --workdir=runs/separate
   stagjax train --config=experiments/stdlib.py:baseline_6,runlocal --workdir=runs/tiny
   stagjax train --config=experiments/stdlib.py:shared_2x3 --workdir=runs/low --config.training.learning_rate=3e-4
+  stagjax train --config=experiments/stdlib.py:separate_2x3 --workdir=runs/longer --init-from=runs/separate:latest
   stagjax train --config=experiments/stdlib.py:separate_2x3,runlocal --workdir=runs/two --local-processes=2
       two processes of this machine, as the hosts of a pod; on a pod the same line, without it, starts on every host
 
 The same command goes on where a stopped run ended: checkpoints, config, metrics.jsonl and TensorBoard files
-(tensorboard --logdir=runs) are in the workdir. SIGTERM and Ctrl-C save first.
+(tensorboard --logdir=runs) are in the workdir. SIGTERM and Ctrl-C save first. What --init-from
+names is needed until step 0 is saved, and never again.
 """
 
 
@@ -23,6 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.epilog = EPILOG
     add_config_argument(parser)
+    parser.add_argument(
+        "--init-from",
+        metavar="DIR[:best|:latest|:STEP]",
+        help="start a new run from the parameters of another one's --workdir (default: its best checkpoint) or of an "
+        "export; schedule, optimizer and data position begin anew",
+    )
     parser.add_argument(
         "--workdir", required=True, type=directory, metavar="DIR", help="the run's own directory, also gs://"
     )
@@ -45,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from stagjax.training.loop import train
 
     start(args, flat(config.to_dict()))
-    summary = train(config, args.workdir)
+    summary = train(config, args.workdir, args.init_from)
     figures = "".join(
         f", validation {name.replace('_', ' ')} {value:.4f}" for name, value in summary.validation.items()
     )

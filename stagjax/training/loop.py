@@ -28,6 +28,7 @@ from stagjax.model.pipelining import pipeline_report
 from stagjax.reporting.metrics import MetricWriter, NoMetrics
 from stagjax.reporting.progress import Progress
 from stagjax.sharding import check_training
+from stagjax.training.initial import find_origin
 from stagjax.training.interrupts import Interrupts
 from stagjax.training.placing import gathered, own_rows, placed
 from stagjax.training.state import TrainState, abstract_state, create_state
@@ -48,11 +49,16 @@ class Summary:
     validation: dict[str, float]
 
 
-def train(config: Config, workdir: pathlib.Path) -> Summary:
+def train(config: Config, workdir: pathlib.Path, init_from: str | None = None) -> Summary:
     """Train `config` in `workdir` on all devices, going on from the newest checkpoint that is whole.
 
+    Args:
+      config: the experiment.
+      workdir: the run's own directory.
+      init_from: where a new run takes its parameters from (see `stagjax.training.initial`); None draws them.
+
     Raises:
-      UserError: a mesh, data, vocabulary or workdir that cannot be used.
+      UserError: a mesh, data, vocabulary, workdir or `init_from` that cannot be used.
       RunFailed: a loss that is not finite, a full disk; the last good checkpoint is named.
       Preempted: SIGTERM; the state is saved.
       KeyboardInterrupt: Ctrl-C; the state is saved.
@@ -62,12 +68,18 @@ def train(config: Config, workdir: pathlib.Path) -> Summary:
     check_training(config.model, mesh, rows, config.training.microbatches)
     with workdirs.owned(workdir) as directory, Interrupts() as interrupts:
         workdirs.check_config(directory.path, config)
+        origin = find_origin(workdir, config.model, init_from, directory.path)
         corpus = load_corpus(config.data, config.model.vocab_size)
+        if origin:
+            origin.check_vocabulary(corpus.manifest)
         workdirs.claim(directory.path, config, corpus.manifest)
+        if origin:
+            origin.record(directory.path)
         checkpoints = Checkpoints(workdir, config.training.keep_last)
         try:
             restored = checkpoints.restore(abstract_state(config, mesh))
             start = restored[1]["step"] if restored else 0
+            state = restored[0] if restored else origin and origin.state(config, mesh)
             with (
                 _metric_writer(directory.path, start) as writer,
                 Progress(config.training.steps, start, unit="tokens", console=_console()) as progress,
@@ -80,7 +92,7 @@ def train(config: Config, workdir: pathlib.Path) -> Summary:
                 if mesh.shape["stack"] > 1:
                     progress.note(pipeline_report(config, mesh))
                 run = _Run(config, mesh, corpus, checkpoints, writer, progress, interrupts, directory.sync)
-                return run.go(restored[0] if restored else None, start)
+                return run.go(state, start, came_from_elsewhere=restored is None and origin is not None)
         finally:
             checkpoints.close()
 
@@ -106,8 +118,8 @@ class _Run:
         peak = chip and chip.flops * mesh.size
         self.flops_share = peak and training_flops(config.model, config.data.row_length) / peak
 
-    def go(self, state: TrainState | None, step: int) -> Summary:
-        """Run from `state`, that of `step`, to the last step."""
+    def go(self, state: TrainState | None, step: int, came_from_elsewhere: bool) -> Summary:
+        """Run from `state`, that of `step`, to the last step; None is the state of fresh parameters."""
         training = self.config.training
         if step:
             self.progress.note(f"going on from step {step}")
@@ -116,6 +128,9 @@ class _Run:
             return Summary(step, {})
         state = self._compile(state)
         validation: dict[str, float] = {}
+        if came_from_elsewhere:
+            # Saved at once: from here on the run does not need the place where its parameters came from.
+            self._save(state, step, self._validate(state["params"], step)["loss"])
         pending = None
         self.clock = _Clock()
         while step < training.steps and not self.interrupts.stop():

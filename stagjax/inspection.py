@@ -1,0 +1,113 @@
+"""What is in a workdir, a checkpoint or an export: read from its metadata, wherever it was saved."""
+
+import math
+import pathlib
+from typing import Any
+
+from etils import epath
+
+from stagjax import exported, stored
+from stagjax.checkpoint import content_key
+from stagjax.exported import shape_of
+from stagjax.origin import read_metadata
+from stagjax.stored import DamagedError
+
+WHOLE, VERIFIED = "whole, arrays not read", "verified"
+
+
+def inspect(path: pathlib.Path, checkpoint: str | int | None = None, verify: bool = False) -> dict[str, Any]:
+    """Return everything about a model that its metadata say, as plain data.
+
+    No array is read and no device of the saved mesh is needed, unless `verify` asks for all checksums.
+
+    Args:
+      path: a workdir, one checkpoint of it, or an export.
+      checkpoint: which one of a workdir is described; None is the best, or the latest if no checkpoint was validated.
+      verify: read the arrays, of an export all files, and compare checksums.
+
+    Returns:
+      "path", "kind", "checkpoints" (of a workdir: step, validation_loss, bytes, validity), and of the one described:
+      "step", "validity", "metrics", "content_key", "config", "manifest", "parameters" (name, dtype, shape, count,
+      bytes), "state_bytes" (of optimizer state and step) and "files" (bytes on disk by name).
+
+    Raises:
+      UserError: there is no model, or no such checkpoint.
+      RunFailed: the metadata themselves are damaged; other damage is a "validity".
+    """
+    if exported.is_export(path):
+        kind, checkpoints, metadata, place = "export", [], read_metadata(path, checkpoint), path
+    else:
+        metadata = read_metadata(path, checkpoint)
+        is_checkpoint = path.name == str(metadata["step"]) and path.parent.name == "checkpoints"
+        kind, directory = ("checkpoint", path.parent) if is_checkpoint else ("workdir", path / "checkpoints")
+        place = directory / str(metadata["step"])
+        checkpoints = [] if is_checkpoint else _checkpoints(directory)
+    arrays = metadata["arrays"]
+    return {
+        "path": str(path),
+        "kind": kind,
+        "checkpoints": checkpoints,
+        "step": metadata["step"],
+        "validity": _validity(place, kind, verify),
+        "metrics": metadata["metrics"],
+        "content_key": content_key(metadata),
+        "config": metadata["config"],
+        "manifest": metadata["manifest"],
+        "parameters": [_parameter(name, text) for name, text in arrays.items() if name.startswith("params/")],
+        "state_bytes": sum(_num_bytes(text) for name, text in arrays.items() if not name.startswith("params/")),
+        "files": _files(place),
+    }
+
+
+def _checkpoints(directory: pathlib.Path) -> list[dict[str, Any]]:
+    rows = []
+    for path in sorted((path for path in directory.iterdir() if path.name.isdecimal()), key=lambda p: int(p.name)):
+        loss, validity = None, WHOLE
+        try:
+            loss = stored.check_shapes(epath.Path(path))["metrics"]["validation_loss"]
+        except DamagedError as error:
+            validity = f"damaged ({error})"
+        size = sum(_files(path).values())
+        rows.append({"step": int(path.name), "validation_loss": loss, "bytes": size, "validity": validity})
+    return rows
+
+
+def _validity(place: pathlib.Path, kind: str, verify: bool) -> str:
+    """Return how much of the checkpoint or export at `place` is known to be as it was saved."""
+    try:
+        if kind != "export":
+            (stored.verify if verify else stored.check_shapes)(epath.Path(place))
+        elif verify:
+            exported.check_files(place)
+            exported.read_params(place)
+    except DamagedError as error:
+        return f"damaged ({error})"
+    return VERIFIED if verify else WHOLE
+
+
+def _parameter(name: str, text: str) -> dict[str, Any]:
+    shape = shape_of(text)
+    return {
+        "name": name.removeprefix("params/"),
+        "dtype": shape.dtype.name,
+        "shape": list(shape.shape),
+        "count": math.prod(shape.shape),
+        "bytes": _num_bytes(text),
+    }
+
+
+def _num_bytes(text: str) -> int:
+    shape = shape_of(text)
+    return math.prod(shape.shape) * shape.dtype.itemsize
+
+
+def _files(directory: pathlib.Path) -> dict[str, int]:
+    """Return bytes by name of the files below a directory, which may be in a bucket."""
+    sizes = {}
+    # Level by level: a path in a bucket refuses to list recursively.
+    for entry in sorted(epath.Path(directory).iterdir()):
+        if entry.is_dir():
+            sizes |= {f"{entry.name}/{name}": size for name, size in _files(entry).items()}
+        else:
+            sizes[entry.name] = entry.stat().length
+    return sizes

@@ -1,0 +1,128 @@
+"""A trained model wherever it is kept: a checkpoint of a workdir, also in a bucket, or an exported directory."""
+
+import contextlib
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from stagjax import bucket, exported
+from stagjax.bucket import CHECKPOINTS
+from stagjax.checkpoint import Checkpoints
+from stagjax.data.vocabulary import Vocabulary, load_vocabulary
+from stagjax.errors import RunFailed, UserError
+from stagjax.files import directory
+from stagjax.stored import DamagedError
+from stagjax.workdir import VOCABULARY
+
+
+def parse(spec: str) -> tuple[pathlib.Path, str | int | None]:
+    """Read "PATH[:best|:latest|:STEP]"."""
+    path, colon, checkpoint = spec.rpartition(":")
+    if not colon or not (checkpoint in ("best", "latest") or checkpoint.isdecimal()):
+        return directory(spec), None
+    return directory(path), int(checkpoint) if checkpoint.isdecimal() else checkpoint
+
+
+def read_metadata(path: pathlib.Path, checkpoint: str | int | None = None) -> dict[str, Any]:
+    """Return a model's "step", "config", "manifest", "metrics", "arrays" and "fingerprint", without its arrays.
+
+    Args:
+      path: a workdir, one checkpoint in it (`WORKDIR/checkpoints/STEP`), or an export.
+      checkpoint: "best", "latest" or a step; None is the best, or the latest if no checkpoint was validated.
+
+    Raises:
+      UserError: there is no model, or no such step.
+      RunFailed: it is damaged.
+    """
+    if exported.is_export(path):
+        return _of_export(path, checkpoint, lambda: exported.read_metadata(path))
+    checkpoints, step = _of_workdir(path, checkpoint)
+    return checkpoints.read_metadata(step)
+
+
+def read_model(
+    path: pathlib.Path, checkpoint: str | int | None = None, layout: Callable[[Any], Any] | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Return a model's float32 parameters, verified, and its metadata.
+
+    Args:
+      path: as for `read_metadata`.
+      checkpoint: likewise; "latest" passes over damaged checkpoints.
+      layout: from the parameters' shapes to their shardings; None for the default device.
+
+    Raises:
+      UserError: there is no model, or no such step.
+      RunFailed: it is damaged.
+    """
+    if exported.is_export(path):
+        return _of_export(path, checkpoint, lambda: exported.read_params(path, layout))
+    checkpoints, step = _of_workdir(path, checkpoint)
+    return checkpoints.restore_params(step, layout)
+
+
+@contextlib.contextmanager
+def vocabulary_file(path: pathlib.Path, metadata: Mapping[str, Any]) -> Iterator[pathlib.Path | None]:
+    """Yield a model's SentencePiece model, beside it or where it was trained, as a file here; None for bytes."""
+    own = _workdir(path) / VOCABULARY
+    spec = metadata["config"]["data"]["vocabulary"]
+    if own.exists():
+        with bucket.fetched(own) as name:
+            yield pathlib.Path(name)
+    else:
+        # A workdir holds every vocabulary but that of bytes, also where data were prepared with it.
+        yield None if spec in ("bytes", "prepared") else pathlib.Path(spec)
+
+
+def read_vocabulary(path: pathlib.Path, metadata: Mapping[str, Any]) -> Vocabulary:
+    """Return a model's vocabulary.
+
+    Raises:
+      UserError: it cannot be read, or is not the one trained with.
+    """
+    with vocabulary_file(path, metadata) as file:
+        vocabulary = load_vocabulary("bytes" if file is None else str(file))
+    trained_with = metadata["manifest"]["vocabulary_fingerprint"]
+    if vocabulary.fingerprint != trained_with:
+        spec = metadata["config"]["data"]["vocabulary"]
+        raise UserError(
+            f"data.vocabulary={spec!r} is not the file that the model was trained with: "
+            f"its hash is {vocabulary.fingerprint[:12]}, not {trained_with[:12]}; put the original back"
+        )
+    return vocabulary
+
+
+@contextlib.contextmanager
+def damage_fails(path: pathlib.Path) -> Iterator[None]:
+    """Raise `RunFailed`, with a remedy, where an export is damaged."""
+    try:
+        yield
+    except DamagedError as error:
+        raise RunFailed(f"{path} is damaged ({error}); copy it again, or export it anew") from error
+
+
+def _of_export(path: pathlib.Path, checkpoint: str | int | None, read: Callable[[], Any]) -> Any:
+    with damage_fails(path):
+        step = exported.read_metadata(path)["step"]
+        if checkpoint not in (None, "best", "latest", step):
+            raise UserError(f"{path} is an export of step {step}: it holds no checkpoint {checkpoint}; leave that out")
+        return read()
+
+
+def _of_workdir(path: pathlib.Path, checkpoint: str | int | None) -> tuple[Checkpoints, str | int | None]:
+    workdir = _workdir(path)
+    if not bucket.is_dir(workdir / CHECKPOINTS):
+        raise UserError(
+            f"{str(path)!r} holds no checkpoints and is no export; give the --workdir of a stagjax train run, or what "
+            "stagjax checkpoint export wrote"
+        )
+    checkpoints = Checkpoints(workdir, keep_last=1, read_only=True)
+    if workdir != path:
+        if checkpoint not in (None, int(path.name)):
+            raise UserError(f"{path} is checkpoint {path.name}, not {checkpoint}; name one of them")
+        return checkpoints, int(path.name)
+    return checkpoints, checkpoints.best() if checkpoint is None else checkpoint
+
+
+def _workdir(path: pathlib.Path) -> pathlib.Path:
+    is_checkpoint = path.name.isdecimal() and path.parent.name == CHECKPOINTS
+    return path.parent.parent if is_checkpoint else path

@@ -13,7 +13,7 @@ COMMANDS = {
     "info": "what an experiment costs: parameters, FLOPs, cache, memory",
     "train": "train an experiment, or go on with one that was stopped",
     "generate": "continue prompts with a trained model",
-    "evaluate": "the paper's benchmarks: what of them is on this machine",
+    "evaluate": "one model on the benchmarks of the paper; what of them is on this machine",
     "data": "prepare data and vocabularies",
     "plan": "what a program costs on a TPU topology, compiled here, without a TPU",
     "bench": "how long decode and training steps take on the devices that are here, by part",

@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train an experiment, or go on with one that was stopped",
     "generate": "continue prompts with a trained model",
     "evaluate": "one model on the benchmarks of the paper; what of them is on this machine",
+    "sweep": "many checkpoints on many tasks, in one table with their latencies",
     "data": "prepare data and vocabularies",
     "plan": "what a program costs on a TPU topology, compiled here, without a TPU",
     "bench": "how long decode and training steps take on the devices that are here, by part",

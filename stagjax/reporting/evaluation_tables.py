@@ -1,6 +1,6 @@
 """Tables of evaluations: one model by task, many models in one table; what is missing is a dash, and noted below."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from stagjax.reporting.grid import MISSING, PAGE, WIDE, Column, Grid
@@ -52,30 +52,57 @@ def subset_grids(results: Results) -> list[Grid]:
                     Column("error", [error(_estimate(cell, f"{name}/{kind}")) for name in subsets], least=WIDE)
                 )
             if subsets:
-                grids.append(Grid(f"{_row_name(row)}: {task['label']} by subset", columns))
+                grids.append(Grid(f"{row_name(row)}: {task['label']} by subset", columns))
     return grids
 
 
 def paper_grid(results: Results) -> Grid:
-    """Return the table of `stagjax sweep`: a line a model, a column a task."""
+    """Return the table of `stagjax sweep`, with standard errors: a line a model, a column a task."""
     rows = results["rows"]
-    named = [
+    columns = [
+        *_named(rows),
+        *_summary(rows, with_error),
+        *(_task_column(rows, task, with_error) for task in results["tasks"]),
+    ]
+    return Grid("quality and latency", columns)
+
+
+def paper_grids(results: Results, width: int) -> list[Grid]:
+    """Return the same in parts that a terminal of `width` columns has room for, without errors."""
+    rows = results["rows"]
+    grids = [Grid("quality and latency", [*_named(rows), *_summary(rows, figure)])]
+    named = [Column("model", [row_name(row) for row in rows], left=True, whole=True)]
+    room = width - max(map(len, named[0].cells), default=0)
+    part, used = [], 0
+    for column in [_task_column(rows, task, figure) for task in results["tasks"]]:
+        size = 2 + max(len(line) for line in (*column.head.split("\n"), *column.cells))
+        if part and used + size > room:
+            grids.append(Grid("", [*named, *part]))
+            part, used = [], 0
+        part.append(column)
+        used += size
+    return [*grids, Grid("", [*named, *part])] if part else grids
+
+
+def _named(rows: Sequence[Row]) -> list[Column]:
+    columns = [
         Column("model", [row["name"] for row in rows], left=True, whole=True),
         Column("step", [str(row["step"]) for row in rows]),
         Column("decoding", [row["decoding"] for row in rows], left=True, whole=True),
     ]
     if len({row["shots"] for row in rows}) > 1:
-        named.append(Column("shots", ["default" if row["shots"] is None else str(row["shots"]) for row in rows]))
-    columns = [
-        *named,
+        columns.append(Column("shots", ["default" if row["shots"] is None else str(row["shots"]) for row in rows]))
+    return columns
+
+
+def _summary(rows: Sequence[Row], shown: Callable[[Any], str]) -> list[Column]:
+    return [
         Column("param-\neters", [scaled(row["parameters"]) for row in rows]),
-        Column("Pile\nperplexity", [figure(row["pile_perplexity"]) for row in rows]),
-        *(_task_column(rows, task) for task in results["tasks"]),
-        Column("average", [figure(row["average"]) for row in rows]),
+        Column("Pile\nperplexity", [shown(row["pile_perplexity"]) for row in rows]),
+        Column("average", [shown(row["average"]) for row in rows]),
         Column("prefill\nms", [_latency(row, "prefill") for row in rows]),
         Column("decode\nms", [_latency(row, "decode") for row in rows]),
     ]
-    return Grid("quality and latency", columns, "\n".join(footnotes(results)))
 
 
 def footnotes(results: Results) -> list[str]:
@@ -90,11 +117,26 @@ def footnotes(results: Results) -> list[str]:
     for row in results["rows"]:
         for task, cell in _cells(results, row):
             for note in _cell_notes(task, cell):
-                found.setdefault(note, []).append(_row_name(row))
+                found.setdefault(note, []).append(row_name(row))
     everywhere = len(results["rows"])
     for note, names in found.items():
         notes.append(note if len(names) == everywhere else f"{', '.join(dict.fromkeys(names))}: {note}")
-    return notes
+    return notes + _latency_notes(results["rows"])
+
+
+def _latency_notes(rows: Sequence[Row]) -> list[str]:
+    """Say what latencies were measured at and on; nothing else about them is known here."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for kind in ("prefill", "decode"):
+            one = (row.get("latency") or {}).get(kind)
+            if one:
+                mesh = " x ".join(f"{name} {size}" for name, size in one["mesh"].items() if size > 1) or "one device"
+                note = (
+                    f"{kind} ms: batch {one['batch']}, {one['length']} slots, {mesh}, {one['device']} ({one['source']})"
+                )
+                found.setdefault(note, []).append(row_name(row))
+    return [f"{', '.join(names)}: {note}" for note, names in found.items()]
 
 
 def figure(estimate: dict[str, Any] | None) -> str:
@@ -113,10 +155,24 @@ def error(estimate: dict[str, Any] | None) -> str:
     return f"{stderr:.3f}" if value < 10 else f"{stderr:.2f}" if value < 100 else f"{stderr:.2g}"
 
 
+def with_error(estimate: dict[str, Any] | None) -> str:
+    """Return a value with its standard error."""
+    shown = error(estimate)
+    return figure(estimate) if shown == MISSING else f"{figure(estimate)} ± {shown}"
+
+
 def estimate_of(row: Row, task: dict[str, Any], metric: str | None = None) -> dict[str, Any] | None:
     """Return a row's estimate of a task's main metric, or of another one; None where there is none."""
     cell = row["cells"].get(task["label"])
     return _estimate(cell, metric or task["metric"]) if cell else None
+
+
+def row_name(row: Row) -> str:
+    """Return a row's model with its step, and its decoding mode and shots where they are not the usual ones."""
+    shots = "" if row["shots"] is None else f" {row['shots']}-shot"
+    return (
+        f"{row['name']} step {row['step']}" + ("" if row["decoding"] == "parallel" else f" {row['decoding']}") + shots
+    )
 
 
 def _cells(results: Results, row: Row) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -131,11 +187,9 @@ def _estimate(cell: dict[str, Any], metric: str) -> dict[str, Any] | None:
     return cell["metrics"].get(metric) if cell["status"] == DONE else None
 
 
-def _task_column(rows: Sequence[Row], task: dict[str, Any]) -> Column:
+def _task_column(rows: Sequence[Row], task: dict[str, Any], shown: Callable[[Any], str]) -> Column:
     estimates = [estimate_of(row, task) for row in rows]
-    return Column(
-        f"{task['label'].replace('_', ' ')}\n{task['metric'].replace('_', ' ')}", list(map(figure, estimates))
-    )
+    return Column(f"{task['label'].replace('_', ' ')}\n{task['metric'].replace('_', ' ')}", list(map(shown, estimates)))
 
 
 def _documents(cell: dict[str, Any]) -> str:
@@ -158,10 +212,6 @@ def _speed(cell: dict[str, Any]) -> str:
 def _latency(row: Row, kind: str) -> str:
     found = (row.get("latency") or {}).get(kind)
     return f"{found['ms']:.3g}" if found else MISSING
-
-
-def _row_name(row: Row) -> str:
-    return f"{row['name']} step {row['step']}" + ("" if row["decoding"] == "parallel" else f" {row['decoding']}")
 
 
 def _cell_notes(task: dict[str, Any], cell: dict[str, Any]) -> list[str]:

@@ -63,7 +63,7 @@ class Cells:
         try:
             result = json.loads(self._result(key).read_text(encoding="utf-8"))
             stated = result.pop("digest")
-        except (OSError, ValueError, KeyError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         return result if stated == digest(result) and result["key"] == key else None
 

@@ -179,7 +179,8 @@ def _check_types(fields: Mapping[str, Any]) -> None:
     }
     for name, (holds, rule) in rules.items():
         if name in fields and not holds(fields[name]):
-            raise UserError(f"{name}={fields[name]!r} has to be {rule}")
+            shown = list(fields[name]) if isinstance(fields[name], tuple) else fields[name]
+            raise UserError(f"{name}={shown!r} has to be {rule}")
 
 
 def _is_integer(value: Any) -> bool:

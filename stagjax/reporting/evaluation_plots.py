@@ -114,7 +114,7 @@ def _lanes(
 ) -> None:
     """Draw a lane a name, and in it a marker a row."""
     spread = 0.72 / max(len(rows), 1)
-    with open_figure(path, width=8.5, height=1.6 + len(names) * max(0.34, 0.16 * len(rows)) + 0.1 * len(rows)) as (
+    with open_figure(path, width=8.5, height=1.6 + len(names) * max(0.34, 0.11 * len(rows)) + 0.1 * len(rows)) as (
         figure,
         _,
     ):

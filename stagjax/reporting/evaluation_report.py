@@ -73,7 +73,7 @@ def markdown(results: dict[str, Any]) -> str:
     """Return the table with standard errors, and its footnotes."""
     cell = lambda text: " ".join(text.replace("|", r"\|").split())
     columns = paper_grid(results).filled
-    lines = [[cell(column.head.replace("-\n", "")) for column in columns]]
+    lines = [[cell(column.head) for column in columns]]
     lines.append([":--" if column.left else "--:" for column in columns])
     lines += [[cell(text) for text in row] for row in zip(*(column.cells for column in columns), strict=True)]
     table_lines = ["| " + " | ".join(line) + " |" for line in lines]
@@ -116,7 +116,7 @@ def _body(results: dict[str, Any], pictures: list[Any]) -> Iterator[str]:
     yield element("h1", TITLE)
     yield element("p", f"{len(results['rows'])} models; {machine['device']}, {machine['date']}", "soft")
     yield table(paper_grid(results))
-    yield bullets(footnotes(results), "soft")
+    yield bullets(footnotes(results))
     for drawn in pictures:
         yield element("h2", drawn.title)
         yield picture(drawn.path, drawn.title, drawn.caption)

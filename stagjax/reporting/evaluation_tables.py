@@ -97,7 +97,7 @@ def _named(rows: Sequence[Row]) -> list[Column]:
 
 def _summary(rows: Sequence[Row], shown: Callable[[Any], str]) -> list[Column]:
     return [
-        Column("param-\neters", [scaled(row["parameters"]) for row in rows]),
+        Column("parameters", [scaled(row["parameters"]) for row in rows]),
         Column("Pile\nperplexity", [shown(row["pile_perplexity"]) for row in rows]),
         Column("average", [shown(row["average"]) for row in rows]),
         Column("prefill\nms", [_latency(row, "prefill") for row in rows]),
@@ -113,14 +113,18 @@ def footnotes(results: Results) -> list[str]:
         notes.append(f"average: over the {len(averaged)} tasks that every row has: {', '.join(averaged)}")
     if len({row["vocabulary"] for row in results["rows"]}) > 1:
         notes.append("perplexities a token of different vocabularies do not compare: take bits per byte")
-    found: dict[str, list[str]] = {}
+    found: dict[tuple[str, str], list[str]] = {}
     for row in results["rows"]:
         for task, cell in _cells(results, row):
             for note in _cell_notes(task, cell):
                 found.setdefault(note, []).append(row_name(row))
-    everywhere = len(results["rows"])
-    for note, names in found.items():
-        notes.append(note if len(names) == everywhere else f"{', '.join(dict.fromkeys(names))}: {note}")
+    # Notes of one kind on the same rows are one line.
+    lines: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (kind, text), names in found.items():
+        lines.setdefault((kind, tuple(names)), []).append(text)
+    for (kind, names), texts in lines.items():
+        of_some = "" if len(names) == len(results["rows"]) else f"{', '.join(dict.fromkeys(names))}: "
+        notes.append(f"{of_some}{kind}{'; '.join(texts)}")
     return notes + _latency_notes(results["rows"])
 
 
@@ -214,13 +218,20 @@ def _latency(row: Row, kind: str) -> str:
     return f"{found['ms']:.3g}" if found else MISSING
 
 
-def _cell_notes(task: dict[str, Any], cell: dict[str, Any]) -> list[str]:
+def _cell_notes(task: dict[str, Any], cell: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what has to be known of a cell: (kind, text)."""
     label = task["label"]
     if cell["status"] != DONE:
-        return [f"{label} was {'left out' if cell['status'] == 'skipped' else 'not evaluated'}: {cell['reason']}"]
+        kind = "left out: " if cell["status"] == "skipped" else "not evaluated: "
+        return [(kind, f"{label} ({cell['reason']})")]
     notes = [
-        f"{label}: {source['split']} is partial, {source['summary']}" for source in cell["sources"] if source["partial"]
+        ("partial data: ", f"{label} {source['split']} {source['summary'].removesuffix(' documents')}")
+        for source in cell["sources"]
+        if source["partial"]
     ]
+    available = cell["sources"][0]["documents"]
+    if cell["documents"] < available:
+        notes.append(("only the first documents: ", f"{label} {cell['documents']:,} of {available:,}"))
     if cell["truncated"]:
-        notes.append(f"{label}: {cell['truncated']:,} of {cell['requests']:,} contexts were cut off at the left")
+        notes.append(("contexts cut off at the left: ", f"{label} {cell['truncated']:,} of {cell['requests']:,}"))
     return notes

@@ -13,6 +13,7 @@ import pytest
 
 from stagjax.cli import main
 from stagjax.evaluation import running
+from stagjax.evaluation.plan import load_plan
 from stagjax.evaluation.scoring import Scorer
 from stagjax.evaluation.subjects import Subject
 from tests.runs import tiny_run, write_corpus, write_run
@@ -230,6 +231,20 @@ def test_bad_data_of_one_task_leaves_the_others(place, tmp_path, capsys):
     assert main([*command, "--tasks=copa@9,rte"]) == 2
     captured = capsys.readouterr()
     assert "shots=9 needs 10 examples to draw from" in captured.err and "rte" in captured.out
+
+
+def test_modes_that_a_model_has_not_are_left_out_and_said(place, tmp_path):
+    plan = load_plan(write_sweep(place, tmp_path / "a.json", decoding=["parallel", "recurrent"]).partition("=")[2])
+    rows, notes = plan.rows()
+    assert [(row.subject.name, row.subject.step, row.settings.decoding) for row in rows] == [
+        ("shared_2x3", 2, "parallel"),
+        ("shared_2x3", 2, "recurrent"),
+        ("shared_2x3", 4, "parallel"),
+        ("shared_2x3", 4, "recurrent"),
+        ("baseline_3", 2, "parallel"),
+        ("baseline_3", 4, "parallel"),
+    ]
+    assert notes == ["baseline_3 has no recurrent decoding"]
 
 
 def test_recurrent_decoding_is_scored_by_the_decode_path(place, tmp_path, capsys):

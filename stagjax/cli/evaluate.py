@@ -113,7 +113,7 @@ def _evaluate(args: argparse.Namespace, names: list[str]) -> int:
             again = "nothing was kept; with --output the same command would go on"
             results = run.results([row], pathlib.Path(directory), again)
     else:
-        _refuse_other(args.output, subject)
+        _refuse_other(args.output, subject, settings.decoding)
         cells = args.output / "cells"
         results = run.results([row], cells, f"what is finished is in {args.output}; the same command goes on")
         if run.first:
@@ -123,18 +123,19 @@ def _evaluate(args: argparse.Namespace, names: list[str]) -> int:
     return status_of(results)
 
 
-def _refuse_other(output: pathlib.Path, subject: Any) -> None:
-    """Raise `UserError` if there are results of another model."""
+def _refuse_other(output: pathlib.Path, subject: Any, decoding: str) -> None:
+    """Raise `UserError` if there are results of another model, or of another decoding mode."""
     import json
 
     try:
-        found = {row["content"] for row in json.loads((output / "results.json").read_text())["rows"]}
+        rows = json.loads((output / "results.json").read_text())["rows"]
+        found = {(row["content"], row["decoding"]) for row in rows}
     except FileNotFoundError:
         return
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--output={output} holds a results.json of something else; choose another") from error
-    if found != {subject.content}:
-        raise UserError(f"--output={output} holds the results of another model; choose another directory")
+    if found != {(subject.content, decoding)}:
+        raise UserError(f"--output={output} holds the results of another model or mode; choose another directory")
 
 
 def _write(output: pathlib.Path, results: dict[str, Any], cells: pathlib.Path) -> None:

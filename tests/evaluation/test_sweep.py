@@ -147,13 +147,14 @@ def test_changed_documents_and_settings_have_other_keys(place, swept, tmp_path):
     command = ["sweep", config, f"--output={tmp_path}/out", f"--data-dir={data}", "--mesh=data=1"]
     assert main(command) == 0
     row = table(tmp_path / "out")[0]
-    # The same prompts with another right answer are another cell; so is another rule for long documents.
+    # The same prompts with another right answer are another cell.
     assert row["copa"]["key"] != keys["copa"] and row["hellaswag"]["key"] == keys["hellaswag"]
-    tree = json.loads((tmp_path / "c.json").read_text()) | {"documents": "overlap", "limit": 2}
-    (tmp_path / "c.json").write_text(json.dumps(tree))
-    assert main(command) == 0
-    row = table(tmp_path / "out")[0]
-    assert row["pile"]["key"] != keys["pile"] and row["hellaswag"]["key"] != keys["hellaswag"]
+    # Another rule for long documents is one of The Pile alone, fewer documents are one of every task.
+    for change, same in (({"documents": "overlap"}, True), ({"limit": 2}, False)):
+        (tmp_path / "c.json").write_text(json.dumps(json.loads((tmp_path / "c.json").read_text()) | change))
+        assert main(command) == 0
+        row = table(tmp_path / "out")[0]
+        assert row["pile"]["key"] != keys["pile"] and (row["hellaswag"]["key"] == keys["hellaswag"]) == same
 
 
 def test_two_processes_share_the_work_and_one_goes_on_alone(place, swept, tmp_path):
@@ -225,8 +226,9 @@ def test_bad_data_of_one_task_leaves_the_others(place, tmp_path, capsys):
     assert cells["copa"]["metrics"]["acc"]["value"] == mean
     assert cells["copa"]["sources"][0]["partial"] and cells["copa"]["sources"][0]["expected"] == 100
     # Results of another model are not overwritten.
-    other = [*command, "--tasks=copa", f"--output={output}", "--checkpoint=2"]
-    assert main(other) == 2 and "holds the results of another model" in capsys.readouterr().err
+    for other in ("--checkpoint=2", "--decoding=recurrent"):
+        assert main([*command, "--tasks=copa", f"--output={output}", other]) == 2
+        assert "holds the results of another model or mode" in capsys.readouterr().err
     # Too many shots fail that task alone.
     assert main([*command, "--tasks=copa@9,rte"]) == 2
     captured = capsys.readouterr()

@@ -7,6 +7,7 @@ import tempfile
 from typing import Any
 
 from stagjax.cli.evaluation_run import Run, add_data_argument, add_run_arguments, default_data_dir, status_of
+from stagjax.cli.hosts import launch, launches
 from stagjax.errors import UserError
 
 EPILOG = """\
@@ -57,7 +58,6 @@ def run(args: argparse.Namespace) -> int:
     Raises:
       UserError: an unknown task, no model, or options that do not fit it.
     """
-    from stagjax import local_processes
     from stagjax.cli import refuse_overrides
 
     refuse_overrides(args)
@@ -67,8 +67,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if not args.workdir:
         raise UserError("--workdir is missing: name the run whose model is evaluated, or use --list")
-    if args.local_processes is not None and local_processes.current() is None:
-        return local_processes.launch(args.local_processes, args.argv)
+    if launches(args):
+        return launch(args, grace=None)  # what is under way ends its batch, and is kept
     return _evaluate(args, names)
 
 

@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from stagjax.cli.hosts import add_host_arguments, start
+
 SHOWN_EVERY = 10.0
 """Seconds between two lines of progress where there is no terminal."""
 
@@ -42,12 +44,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="execute the programs that a model writes (MBPP), isolated; without it they are left out",
     )
-    parser.add_argument(
-        "--local-processes",
-        type=int,
-        metavar="N",
-        help="run on N processes of this machine, a part of its cores each, that work on one mesh as a pod's hosts do",
-    )
+    add_host_arguments(parser)
 
 
 class Run:
@@ -61,14 +58,13 @@ class Run:
         import jax
 
         from stagjax.bench.machine import describe
-        from stagjax.distributed import start_up
         from stagjax.evaluation.sandbox import find_isolation
         from stagjax.evaluation.sweep import Means
         from stagjax.mesh import DecodeMesh, decoding_mesh
 
         isolation = find_isolation() if args.allow_code_execution else None
         sizes = DecodeMesh.parse(args.mesh) if args.mesh else None
-        start_up()
+        start(args)
         sizes = sizes or DecodeMesh(data=jax.device_count())
         decoding_mesh(sizes)
         self.first = jax.process_index() == 0
@@ -114,13 +110,12 @@ def _listening(first: bool, again: str) -> Iterator[Any]:
     import rich.console
 
     from stagjax.errors import Preempted
-    from stagjax.evaluation import lockstep
     from stagjax.evaluation.sweep import Listener
     from stagjax.training.interrupts import Interrupts
 
     console = rich.console.Console(stderr=True, quiet=not first)
 
-    def stopped(number: int) -> None:
+    def stopped(number: int | None) -> None:
         if number == signal.SIGINT:
             raise KeyboardInterrupt(f"stopped by Ctrl-C: {again}")
         if number:
@@ -130,8 +125,8 @@ def _listening(first: bool, again: str) -> Iterator[Any]:
         yield Listener(
             progress=bar.update,
             note=bar.note,
-            between=lambda: stopped(lockstep.largest(interrupts.caught or 0)),
-            stop=lambda: stopped(interrupts.caught or 0) if jax.process_count() == 1 else None,
+            between=lambda: stopped(interrupts.caught if interrupts.stop() else 0),
+            stop=lambda: stopped(interrupts.caught) if jax.process_count() == 1 else None,
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stagjax.cli.evaluation_run import Run, add_data_argument, add_run_arguments, status_of
+from stagjax.cli.hosts import launch, launches
 
 EPILOG = """\
 examples:
@@ -40,7 +41,6 @@ def run(args: argparse.Namespace) -> int:
     """
     import dataclasses
 
-    from stagjax import local_processes
     from stagjax.cli import refuse_overrides
     from stagjax.evaluation.plan import load_plan
 
@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
     from stagjax.reporting.plots import require_matplotlib
 
     require_matplotlib()
-    if args.local_processes is not None and local_processes.current() is None:
-        return local_processes.launch(args.local_processes, args.argv)
+    if launches(args):
+        return launch(args, grace=None)  # what is under way ends its batch, and is kept
 
     from stagjax.evaluation.latencies import read_bench
 

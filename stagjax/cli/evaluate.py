@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("names", nargs="*", metavar="TASK", help="the same as --tasks")
     add("--tasks", default="", metavar="A,B,...", help="benchmarks, superglue, paper or all (the default); NAME@SHOTS")
     add("--list", action="store_true", help="show splits, shots, metrics, and the files that are here")
-    add_data_argument(parser, default_data_dir())
+    add_data_argument(parser, default_data_dir(), "the environment's STAGJAX_DATA_DIR, or data")
     add("--json", type=pathlib.Path, metavar="FILE", help="write the list, or the results, to FILE")
     add("--workdir", metavar="DIR", help="of a stagjax train run, or an export")
     add("--checkpoint", metavar="best|latest|STEP", help="default: best, or latest if none was validated")

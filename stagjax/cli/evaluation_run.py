@@ -15,14 +15,10 @@ SHOWN_EVERY = 10.0
 """Seconds between two lines of progress where there is no terminal."""
 
 
-def add_data_argument(parser: argparse.ArgumentParser, default: str | None) -> None:
-    """Add `--data-dir`."""
-    parser.add_argument(
-        "--data-dir",
-        default=default,
-        metavar="DIR",
-        help="directory of the official files (default: the environment's STAGJAX_DATA_DIR, or data)",
-    )
+def add_data_argument(parser: argparse.ArgumentParser, default: str | None, otherwise: str) -> None:
+    """Add `--data-dir`, with what is said of its default."""
+    text = f"directory of the official files (default: {otherwise})"
+    parser.add_argument("--data-dir", default=default, metavar="DIR", help=text)
 
 
 def default_data_dir() -> str:

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--config", required=True, metavar="FILE.py[:ARG]|FILE.json", help="the sweep; see experiments/sweep.py")
     add("--output", required=True, type=pathlib.Path, metavar="DIR", help="of results, reports and cells")
-    add_data_argument(parser, None)
+    add_data_argument(parser, None, "the sweep's data_dir")
     add_run_arguments(parser)
 
 

@@ -45,6 +45,16 @@ class Settings(NamedTuple):
     stop: str = ANYWHERE
     seed: int = 0
 
+    def check(self) -> None:
+        """Raise `UserError` for an unknown rule or mode."""
+        for field, known in (
+            ("decoding", (PARALLEL, RECURRENT)),
+            ("documents", (DISJOINT, OVERLAP)),
+            ("stop", (ANYWHERE, AFTER_TEXT)),
+        ):
+            if getattr(self, field) not in known:
+                raise unknown(field, getattr(self, field), known)
+
     @property
     def scored_by(self) -> str:
         """How log-likelihoods are computed, for reports."""
@@ -88,13 +98,7 @@ class Scorer:
     """
 
     def __init__(self, lm: LanguageModel, settings: Settings = Settings(), *, slots: int | None = None):  # noqa: B008
-        for field, known in (
-            ("decoding", (PARALLEL, RECURRENT)),
-            ("documents", (DISJOINT, OVERLAP)),
-            ("stop", (ANYWHERE, AFTER_TEXT)),
-        ):
-            if getattr(settings, field) not in known:
-                raise unknown(field, getattr(settings, field), known)
+        settings.check()
         check_mode(lm.config.model, settings.decoding)
         self.settings, self.statistics = settings, Statistics()
         self._lm, self._model = lm, lm.config.model

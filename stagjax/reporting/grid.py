@@ -24,6 +24,7 @@ class Column:
       group: what kind of figures these are, e.g. "measured"; neighbours of one kind get a common head on the page.
       left: text, not figures.
       least: columns that a terminal must have to show it.
+      whole: text that is not to be wrapped.
     """
 
     head: str
@@ -31,6 +32,7 @@ class Column:
     group: str = ""
     left: bool = False
     least: int = 0
+    whole: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +75,7 @@ def terminal_table(grid: Grid, width: int) -> rich.table.Table:
         table.add_column(
             rich.text.Text(column.head.strip() if column.left else _broken(column.head)),
             justify="left" if column.left else "right",
-            no_wrap=not column.left,
+            no_wrap=column.whole or not column.left,
             overflow="fold",
         )
     rows = list(zip(*(column.cells for column in columns), strict=True))

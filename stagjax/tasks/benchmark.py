@@ -138,6 +138,13 @@ class Benchmark:
             items.append(Item(index, document, tuple(drawn), requests))
         return items
 
+    def shots_of(self, shots: int | None) -> int:
+        """Return the shots where a group of benchmarks is asked with `shots`, None for the default ones.
+
+        Those that have examples of their own, or none, keep theirs.
+        """
+        return self.shots if shots is None or isinstance(self.pool, tuple) else shots
+
     def score(self, document: Document, answers: Sequence[Answer]) -> Score:
         """Return a document's scores from the answers to its requests, in order, with `Outcomes` after them if any."""
         return self.form.score(document, answers)

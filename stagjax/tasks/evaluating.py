@@ -125,11 +125,6 @@ def mixture_name(group: str, shots: int | None, directory: str | None, vocabular
     return f"{group if shots is None else f'{group}_{shots}_shot'}{_suffix(directory, vocabulary)}"
 
 
-def shots_of(benchmark: Benchmark, shots: int | None) -> int:
-    """Return the shots of a benchmark in a mixture: those that have examples of their own, or none, keep theirs."""
-    return benchmark.shots if shots is None or isinstance(benchmark.pool, tuple) else shots
-
-
 def _text(request: Any, target: int | str) -> str:
     if isinstance(request, GenerationRequest):
         return target if isinstance(target, str) else ""

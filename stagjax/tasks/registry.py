@@ -67,7 +67,7 @@ def get_mixture(
     full_name = evaluating.mixture_name(name, shots, directory, vocabulary)
     if full_name not in seqio.MixtureRegistry.names():
         members = catalog.select([name])
-        tasks = [get_task(b.name, evaluating.shots_of(b, shots), directory, vocabulary).name for b in members]
+        tasks = [get_task(b.name, b.shots_of(shots), directory, vocabulary).name for b in members]
         evaluating.register_mixture(full_name, tasks)
     return seqio.MixtureRegistry.get(full_name)
 

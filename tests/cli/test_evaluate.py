@@ -28,4 +28,4 @@ def test_bad_arguments_are_one_line(tmp_path, capsys):
     assert main(["evaluate", "--list", "helaswag"]) == 2
     assert "did you mean 'hellaswag'" in capsys.readouterr().err
     assert main(["evaluate"]) == 2
-    assert "use --list" in capsys.readouterr().err
+    assert "--workdir is missing" in capsys.readouterr().err

@@ -62,6 +62,7 @@ def test_pass_at_k_is_the_share_of_draws_with_a_passing_sample():
             assert statistics.pass_at_k(samples, passed, k) == pytest.approx(share)
     with pytest.raises(ValueError, match="pass@10 of 5 samples"):
         statistics.pass_at_k(5, 1, 10)
+    assert statistics.pass_at_k(10_000, 1, 100) == pytest.approx(0.01, rel=1e-12)
 
 
 def test_words_are_the_parts_between_white_space_empty_ones_too():

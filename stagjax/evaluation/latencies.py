@@ -1,0 +1,73 @@
+"""Latencies of a benchmark's result, joined with the models that have the measured shape; names play no part."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stagjax.config import ModelConfig
+from stagjax.errors import UserError
+
+RESULTS = "results.json"
+
+
+def read_bench(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return a result of `stagjax bench decode`: a file, or a directory with results.json.
+
+    Raises:
+      UserError: it cannot be read, or is something else.
+    """
+    file = pathlib.Path(path, RESULTS) if pathlib.Path(path).is_dir() else pathlib.Path(path)
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"bench: {file} cannot be read ({error}); name a results.json of stagjax bench decode"
+        ) from error
+    if not isinstance(result, dict) or result.get("benchmark") != "decode":
+        raise UserError(f"bench: {file} is no result of stagjax bench decode; name one")
+    return result | {"path": str(file)}
+
+
+def join(model: ModelConfig, decoding: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the latencies of a model: {"decode": ..., "prefill": ..., "others": [...]}, each None or empty if unknown.
+
+    A row of a result belongs to a model if their shapes are equal in every field but `max_length`, which a benchmark
+    sets to its caches, and their decoding modes are equal. Of several, the one with the fewest rows in a batch, then
+    the fewest slots, then the most devices, then the least time is taken; the rest are `others`.
+    """
+    wanted = _shape(dataclasses.asdict(model))
+    found: dict[str, Any] = {"decode": None, "prefill": None, "others": []}
+    for kind, key, length in (("decode", "rows", "context"), ("prefill", "prefill", "length")):
+        matching = [
+            _latency(kind, row, row[length], result)
+            for result in results
+            for row in result.get(key, [])
+            if _shape(row["model"]) == wanted and row["decoding"] == decoding
+        ]
+        matching.sort(key=lambda one: (one["batch"], one["length"], -one["devices"], one["ms"]))
+        found[kind] = matching[0] if matching else None
+        found["others"] += matching[1:]
+    return found
+
+
+def _shape(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in model.items() if name != "max_length"}
+
+
+def _latency(kind: str, row: Mapping[str, Any], length: int, result: Mapping[str, Any]) -> dict[str, Any]:
+    machine = result.get("machine", {})
+    return {
+        "kind": kind,
+        "ms": row["measured"]["median_ms"],
+        "quartiles_ms": row["measured"]["quartiles_ms"],
+        "batch": row["batch"],
+        "length": length,
+        "mesh": row["mesh"],
+        "devices": row["devices"],
+        "form": row.get("form", ""),
+        "device": machine.get("device", ""),
+        "source": result["path"],
+    }

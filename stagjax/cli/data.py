@@ -27,7 +27,8 @@ examples:
   stagjax data vocab --source=text --path=books/ --size=32000 --output=vocab/books.model
       every .txt, .md and .py file below books/ is a document
   stagjax data vocab --source=jsonl --path=pile/ --size=256000 --output=vocab/pile.model
-      every line {"text": ...} of every .jsonl and .jsonl.zst file below pile/ is a document
+      every line {"text": ...} of every .jsonl and .jsonl.zst file below pile/ is a document; with a directory train/ it
+      learns from that alone, and is checked on val.jsonl.zst too; --share=0.001 takes a thousandth of the documents
 
 then, to train with it (the model needs a row for each id):
   stagjax train --config=experiments/stdlib.py:separate_2x3 --workdir=runs/pieces \\
@@ -72,6 +73,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=5,
         metavar="N",
         help="share of documents that is held out, as data.validation_percent in the experiment (default: 5)",
+    )
+    vocab.add_argument(
+        "--share",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="share of the documents to use, chosen by their names, where all are too many to be held in memory: 0.001 "
+        "of The Pile is 0.8 GB (default: 1, all)",
     )
     vocab.set_defaults(action=_vocab)
     data_prepare.add_commands(commands)
@@ -123,14 +132,18 @@ def _read(args: argparse.Namespace) -> tuple[dict[str, list[tuple[str, str]]], l
     """Return (name, text) of all documents by split, and what could not be read."""
     from stagjax.config import DataConfig
     from stagjax.data.corpus import check_splits
-    from stagjax.data.sources import SPLITS, open_source, split_of
+    from stagjax.data.sources import SPLITS, is_drawn, open_source
 
     config = DataConfig(source=args.source, path=args.path, validation_percent=args.validation_percent)
     config.check()
+    if not 0 < args.share <= 1:
+        raise UserError(f"--share={args.share} is outside 0..1; use e.g. 0.01 for one document of a hundred")
     source = open_source(config)
     texts: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
     for document in source.documents():
-        texts[split_of(document.name, config.validation_percent)].append((document.name, document.text))
+        split = source.split_of(document, config.validation_percent)
+        if split in texts and is_drawn(document.name, args.share):
+            texts[split].append((document.name, document.text))
     check_splits(config, {split: len(texts[split]) for split in SPLITS}, source.skipped)
     return texts, source.skipped
 

@@ -11,7 +11,7 @@ from stagjax.data.manifest import ContentHash, Manifest, rows_hash
 from stagjax.data.packing import Rows, concatenate, pack, unpack
 from stagjax.data.prepared import Prepared, check_use, config_path, open_prepared, open_vocabulary
 from stagjax.data.row_files import StoredRows
-from stagjax.data.sources import SPLITS, Source, open_source, split_of
+from stagjax.data.sources import SPLITS, Source, open_source
 from stagjax.data.vocabulary import EOS, Vocabulary
 from stagjax.errors import UserError, unknown
 
@@ -187,7 +187,7 @@ def _encoded(
 ) -> Iterator[tuple[str, EncodedDocument]]:
     """Yield (split, document) for the documents of `splits`: the one way from a source to ids."""
     for document in source.documents():
-        split = split_of(document.name, config.validation_percent)
+        split = source.split_of(document, config.validation_percent)
         if split in splits:
             ids = np.append(vocabulary.encode(document.text), np.int32(EOS))
             yield split, EncodedDocument(document.name, document.text, ids, document.subset)

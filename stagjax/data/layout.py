@@ -9,12 +9,10 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import IO, Any, NamedTuple
 
-from stagjax.data.sources import JSONL_SUFFIXES
+from stagjax.data.sources import JSONL_SUFFIXES, pile_split
 from stagjax.errors import RunFailed, UserError
 
 SPLITS = ("train", "validation", "test")
-# The Pile's names, besides the directory train/.
-_FILES = {"val": "validation", "validation": "validation", "test": "test"}
 _LISTING_SECONDS = 60.0
 _STALL_SECONDS = 300.0
 _READ = 1 << 22  # Bytes asked of a bucket at a time.
@@ -55,7 +53,7 @@ def list_shards(path: str, validation_percent: int | None, seconds: float = _LIS
             "correct the path"
         )
     pile = any(name.startswith("train/") for name in sizes)
-    splits = {name: _split(name) if pile else None for name in sizes}
+    splits = {name: pile_split(name) if pile else None for name in sizes}
     if pile:
         # What lies beside train/ under other names is no part of the corpus as published.
         splits = {name: split for name, split in splits.items() if split is not None}
@@ -117,12 +115,6 @@ def read_expected_hashes(path: str, names: list[str]) -> dict[str, str]:
             raise UserError(f"--sha256={path} has {len(wanted)} hashes for {name}; it needs one for every shard")
         found[name] = wanted[0]
     return found
-
-
-def _split(name: str) -> str | None:
-    if name.startswith("train/"):
-        return "train"
-    return _FILES.get(name.partition(".")[0])
 
 
 def _is_url(path: str) -> bool:

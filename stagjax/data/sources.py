@@ -1,5 +1,6 @@
 """Where documents come from: the standard library, directories of text, directories of JSON lines."""
 
+import functools
 import hashlib
 import os
 import pathlib
@@ -40,6 +41,10 @@ class Source:
                 yield from self._read(name, path)
             except OSError as error:
                 self.skipped.append(f"{name}: {error.strerror or error}")
+
+    def split_of(self, document: Document, validation_percent: int) -> str:
+        """Return the split of a document: "train", "validation", or one that training has no use for."""
+        return split_of(document.name, validation_percent)
 
     def _read(self, name: str, path: pathlib.Path) -> Iterator[Document]:
         try:
@@ -83,7 +88,21 @@ class StdlibSource(Source):
 
 
 class JsonlSource(Source):
-    """Files of JSON lines, {"text": ...} each, plain or compressed by zstd; documents are named "file#line"."""
+    """Files of JSON lines, {"text": ...} each, plain or compressed by zstd; documents are named "file#line".
+
+    In The Pile's layout files decide the split, as they do where it is prepared (`layout.list_shards`).
+    """
+
+    def split_of(self, document: Document, validation_percent: int) -> str:
+        """Return the split of a document: that of its file, if files have one and one of them is for validation."""
+        split = pile_split(document.name) if "train" in self._splits else None
+        if "train" not in self._splits or (split == "train" and "validation" not in self._splits):
+            return split_of(document.name, validation_percent)
+        return split or "other"
+
+    @functools.cached_property
+    def _splits(self) -> set[str | None]:
+        return {pile_split(name) for name, _ in self.files}
 
     def _read(self, name: str, path: pathlib.Path) -> Iterator[Document]:
         with path.open("rb") as file:
@@ -126,13 +145,29 @@ def open_source(config: DataConfig) -> Source:
     return source
 
 
+def pile_split(name: str) -> str | None:
+    """Return the split of a file in The Pile's layout, by its name below the root; None for files of no split."""
+    if name.startswith("train/"):
+        return "train"
+    return {"val": "validation", "validation": "validation", "test": "test"}.get(name.partition(".")[0])
+
+
 def split_of(name: str, validation_percent: int) -> str:
     """Return "validation" for about `validation_percent` of all names, "train" for the others.
 
     It depends on the name alone, so documents that come or go move no other, and a larger share only adds to a smaller.
     """
-    draw = int.from_bytes(hashlib.sha1(name.encode()).digest()[:8], "big")
-    return "validation" if draw * 100 < validation_percent << 64 else "train"
+    return "validation" if _draw(name) * 100 < validation_percent << 64 else "train"
+
+
+def is_drawn(name: str, share: float) -> bool:
+    """Return whether a document is among a `share` of all that its name alone decides; other ones than `split_of`'s."""
+    return _draw(f"drawn {name}") < share * 2**64
+
+
+def _draw(name: str) -> int:
+    """Return an integer below 2**64 by the hash of a name."""
+    return int.from_bytes(hashlib.sha1(name.encode()).digest()[:8], "big")
 
 
 def _printable(name: str) -> str:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stagjax.config import DataConfig
-from stagjax.data.sources import Document, open_source, split_of
+from stagjax.data.sources import Document, is_drawn, open_source, split_of
 from stagjax.errors import UserError
 
 
@@ -208,3 +208,36 @@ def test_split_has_the_share_asked_for(percent):
 @given(name=st.text(), percent=st.integers(1, 49))
 def test_a_larger_share_contains_a_smaller(name, percent):
     assert split_of(name, percent) == "train" or split_of(name, percent + 1) == "validation"
+
+
+@pytest.mark.parametrize("files", [["train/0", "train/1", "val", "test", "notes/x"], ["train/0", "test"], ["a", "val"]])
+def test_in_the_piles_layout_files_are_splits(tmp_path, files):
+    for name in files:
+        path = tmp_path / f"{name}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(f'{{"text": "{name} {number}"}}\n' for number in range(40)))
+    source = open_source(DataConfig("jsonl", str(tmp_path)))
+    found = {}
+    for document in source.documents():
+        found.setdefault(document.name.partition(".")[0], []).append(source.split_of(document, 20))
+    if "val" in files and "train/0" in files:
+        wanted = {
+            "train/0": {"train"},
+            "train/1": {"train"},
+            "val": {"validation"},
+            "test": {"test"},
+            "notes/x": {"other"},
+        }
+        assert {name: set(splits) for name, splits in found.items()} == wanted
+    elif "train/0" in files:
+        assert set(found["train/0"]) == {"train", "validation"} and set(found["test"]) == {"test"}
+    else:
+        assert set(found["a"]) == set(found["val"]) == {"train", "validation"}, "a flat directory is one pool"
+
+
+def test_a_drawn_share_is_of_that_size_and_has_nothing_to_do_with_the_split():
+    names = [f"file{number}" for number in range(20_000)]
+    drawn = [name for name in names if is_drawn(name, 0.1)]
+    assert abs(len(drawn) - 2000) < 150 and all(is_drawn(name, 1.0) for name in names[:99])
+    held_out = [name for name in drawn if split_of(name, 20) == "validation"]
+    assert abs(len(held_out) - 400) < 80

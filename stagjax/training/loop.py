@@ -163,7 +163,10 @@ class _Run:
             self._compile(restored, first)
         if first is not None:
             # Saved at once: from here on the run does not need the place where its parameters came from.
-            self._validate_and_save()
+            try:
+                self._validate_and_save()
+            except BadStep as bad:
+                raise RunFailed(f"{bad.reason}: the parameters are bad; give another --init-from") from bad
         self.watch.begin()
         self.goodput.enter("step")
         while True:

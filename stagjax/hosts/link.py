@@ -167,14 +167,18 @@ class Link:
         """Say why, and end this process at once: whatever it waits for will not come."""
         if not self._ending.acquire(blocking=False):
             return
-        # At once: JAX notices the end of process 0, too, and would abort this one with a page of its own.
-        _write(f"{_CLEAR if sys.stderr.isatty() else ''}stagjax: {text}")
+        # Nobody else has a say from here on: not the main thread, which runs into errors that follow from this one, nor
+        # JAX, which notices the end of process 0, too, and begins to abort this one with a page of its own.
+        stderr = os.dup(2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        # At once, as JAX does not wait either.
+        _write(stderr, f"{_CLEAR if os.isatty(stderr) else ''}stagjax: {text}")
         # Whatever happens now, on storage that may have failed too, the end does not wait for it.
         threading.Timer(_OWN_SECONDS, os._exit, [status]).start()
         if lost and self.last_words is not None:
             with contextlib.suppress(Exception):
-                _write(f"; {self.last_words()}")
-        _write("\n")
+                _write(stderr, f"; {self.last_words()}")
+        _write(stderr, "\n")
         if self._hub is not None:
             self._hub.wait_until_alone(_OWN_SECONDS)
         _exit(status)
@@ -288,6 +292,6 @@ def _exit(status: int) -> None:
     os._exit(status)
 
 
-def _write(text: str) -> None:
+def _write(file: int, text: str) -> None:
     with contextlib.suppress(OSError):
-        os.write(2, text.encode())
+        os.write(file, text.encode())

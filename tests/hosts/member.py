@@ -69,12 +69,19 @@ def wait(link, say):
     time.sleep(60)
 
 
+def chatter(link, say):
+    """Write to standard error all the time, as a main thread may that runs into errors of its own."""
+    while True:
+        print("what follows from it", file=sys.stderr, flush=True)
+        time.sleep(0.002)
+
+
 def leave_early(link, say):
     """Part at different times; nobody is lost by it."""
     time.sleep(0.5 * link.place.process_id)
 
 
-ACTIONS = {action.__name__: action for action in (gather, differ, steps, fail, wait, leave_early)}
+ACTIONS = {action.__name__: action for action in (gather, differ, steps, fail, wait, chatter, leave_early)}
 
 if __name__ == "__main__":
     sys.exit(main(*sys.argv[1:]))

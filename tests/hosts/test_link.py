@@ -205,6 +205,16 @@ def test_one_that_is_killed_is_named_by_the_others(run, lost):
     assert time.monotonic() - begun < 5
 
 
+def test_the_last_word_is_who_was_lost(run):
+    for process in range(2):
+        run.start(process, action="chatter" if process == 0 else "wait")
+    run.wait_until_joined()
+    run.processes[1].kill()
+    status, _, err = run.ends(without=run.processes[1])[0]
+    assert status == 3
+    assert err[-1].startswith("stagjax: lost process 1 on ") and err[-1].endswith("the last good checkpoint is 7")
+
+
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_one_that_gives_no_sign_of_life_is_lost(run, frozen):
     for process in range(3):

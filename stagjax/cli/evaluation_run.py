@@ -143,6 +143,7 @@ class _Bar:
         self._task = self._bar.add_task("", total=None, left="")
         self._begun: float | None = None
         self._from = self._shown = 0.0
+        self._ended = -1
 
     def __enter__(self) -> "_Bar":
         if self._console.is_terminal:
@@ -163,8 +164,9 @@ class _Bar:
         rate = (done - self._from) / (now - self._begun) if now > self._begun else 0.0
         left = f"{duration((total - done) / rate)} left" if rate and done < total else ""
         self._bar.update(self._task, completed=done, total=total, left=left, description=text)
-        if not self._console.is_terminal and (now - self._shown >= SHOWN_EVERY or done == total):
-            self._shown = now
+        ended = done == total and self._ended != total
+        if not self._console.is_terminal and (now - self._shown >= SHOWN_EVERY or ended):
+            self._shown, self._ended = now, done
             self.note("  ".join(part for part in (f"{done}/{total} requests", left, text) if part))
 
     def note(self, text: str) -> None:

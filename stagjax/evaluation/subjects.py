@@ -1,7 +1,6 @@
 """Models that are evaluated: which checkpoints a run stands for, and what each of them is, without its arrays."""
 
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from stagjax.config import Config, ModelConfig
 from stagjax.decoding.placement import check_mode
 from stagjax.errors import RunFailed, UserError
 from stagjax.exported import is_export
+from stagjax.files import directory
 from stagjax.library import LanguageModel, load
 from stagjax.mesh import DecodeMesh
 from stagjax.model.accounting import count_parameters
@@ -24,7 +24,7 @@ class Subject:
 
     Attributes:
       name: for tables; nothing depends on it.
-      path: of the workdir or export.
+      path: of the workdir, also in a bucket (gs://), or of the export.
       step: of training.
       content: key of its parameters and its model's config.
       vocabulary: fingerprint.
@@ -53,7 +53,7 @@ class Subject:
     def load(self, mesh: DecodeMesh) -> LanguageModel:
         """Load the model; raise `RunFailed` if another one has taken its place meanwhile."""
         lm = load(self.path, self.step, mesh)
-        if self.content != content_key(origin.read_metadata(pathlib.Path(self.path), self.step)):
+        if self.content != content_key(origin.read_metadata(directory(self.path), self.step)):
             raise RunFailed(f"checkpoint {self.step} of {self.path} was replaced meanwhile; start again")
         return lm
 
@@ -77,16 +77,16 @@ def subjects_of(name: str, path: str, checkpoints: Sequence[str | int | None]) -
     found: dict[int, Subject] = {}
     for checkpoint in checkpoints:
         for one in _steps(path) if checkpoint == ALL else [checkpoint]:
-            metadata = origin.read_metadata(pathlib.Path(path), one)
+            metadata = origin.read_metadata(directory(path), one)
             subject = _subject(name, path, metadata)
             found[subject.step] = subject
     return [found[step] for step in sorted(found)]
 
 
 def _steps(path: str) -> list[int | None]:
-    if is_export(pathlib.Path(path)):
+    if is_export(directory(path)):
         return [None]
-    steps = Checkpoints(path, keep_last=1, read_only=True).steps()
+    steps = Checkpoints(directory(path), keep_last=1, read_only=True).steps()
     return steps or [None]  # whose reading says what is missing
 
 

@@ -147,10 +147,10 @@ def _scored_grid(results: dict[str, Any]) -> Grid:
     return Grid(
         "all metrics",
         [
-            Column("model", [row_name(row) for row, *_ in lines], left=True),
-            Column("task", [task["label"] for _, task, _, _ in lines], left=True),
+            Column("model", [row_name(row) for row, *_ in lines], left=True, whole=True),
+            Column("task", [task["label"] for _, task, _, _ in lines], left=True, whole=True),
             Column("shots", [str(cell["shots"]) for _, _, cell, _ in lines]),
-            Column("metric", [metric for *_, metric in lines], left=True),
+            Column("metric", [metric for *_, metric in lines], left=True, whole=True),
             Column("value", [with_error(estimate_of(row, task, metric)) for row, task, _, metric in lines]),
             Column("documents", [f"{cell['documents']:,}" for _, _, cell, _ in lines]),
             Column("scored by", [cell["scored_by"] for _, _, cell, _ in lines], left=True),
@@ -164,7 +164,7 @@ def _models_grid(results: dict[str, Any]) -> Grid:
     return Grid(
         "what was evaluated: a model is its content, not its name",
         [
-            Column("model", [row_name(row) for row in rows], left=True),
+            Column("model", [row_name(row) for row in rows], left=True, whole=True),
             Column("content", [row["content"][:16] for row in rows], left=True),
             Column("vocabulary", [row["vocabulary"][:12] for row in rows], left=True),
             Column("stacks", [str(row["model"]["num_stacks"]) for row in rows]),

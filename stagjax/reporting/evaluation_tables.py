@@ -215,7 +215,9 @@ def _speed(cell: dict[str, Any]) -> str:
 
 def _latency(row: Row, kind: str) -> str:
     found = (row.get("latency") or {}).get(kind)
-    return f"{found['ms']:.3g}" if found else MISSING
+    if not found:
+        return MISSING
+    return f"{found['ms']:.2f}" if found["ms"] < 10 else f"{found['ms']:.1f}"
 
 
 def _cell_notes(task: dict[str, Any], cell: dict[str, Any]) -> list[tuple[str, str]]:

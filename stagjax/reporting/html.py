@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterable
 from html import escape
 
-from stagjax.reporting.grid import Grid
+from stagjax.reporting.grid import Column, Grid
 
 # In colours that fit the pictures, on light and on dark.
 STYLE = """
@@ -33,6 +33,7 @@ th { color: var(--soft); font-weight: 600; }
 th.group { text-align: center; border-left: 1px solid var(--line); background: var(--shade); }
 .begins { border-left: 1px solid var(--line); }
 th.text, td.text { text-align: left; white-space: normal; min-width: 5rem; overflow-wrap: anywhere; }
+th.whole, td.whole { white-space: nowrap; }
 tr.foot { background: var(--shade); }
 figure { margin: 1.25rem 0; }
 img { max-width: 100%; height: auto; background: #ffffff; border: 1px solid var(--line); border-radius: 6px; }
@@ -80,7 +81,7 @@ def table(grid: Grid) -> str:
     groups = [(group, len(list(members))) for group, members in itertools.groupby(columns, lambda c: c.group)]
     for group, count in groups:
         kinds += [" begins" if group and number == 0 else "" for number in range(count)]
-    kinds = [("text" if column.left else "figure") + kind for column, kind in zip(columns, kinds, strict=True)]
+    kinds = [_kind(column) + kind for column, kind in zip(columns, kinds, strict=True)]
     lines = ['<div class="scroll"><table>', element("caption", grid.title), "<thead>"]
     if any(group for group, _ in groups):
         heads = (
@@ -99,6 +100,10 @@ def table(grid: Grid) -> str:
         lines.append(f"<tr{foot}>{''.join(cells)}</tr>")
     lines += ["</tbody>", "</table></div>"]
     return "\n".join([*lines, element("p", grid.caption, "caption")] if grid.caption else lines)
+
+
+def _kind(column: Column) -> str:
+    return "figure" if not column.left else "text whole" if column.whole else "text"
 
 
 def picture(path: pathlib.Path, alternative: str, caption: str) -> str:

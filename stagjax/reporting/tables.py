@@ -132,7 +132,7 @@ def training_plans_table(plans: Sequence[dict[str, Any]], topology: str) -> rich
         table.add_row(
             *cells,
             _between("{:.2f}", 1e-3 * low["step_ms"], 1e-3 * high["step_ms"]),
-            _between("{:.0%}", high["mfu"], low["mfu"]),
+            _between("{:.0f}", 100 * high["mfu"], 100 * low["mfu"]) + "%",
             _between("{:.1f}", low["days"], high["days"]),
             _between("{:.1f}k", 1e-3 * low["chip_hours"], 1e-3 * high["chip_hours"]),
         )

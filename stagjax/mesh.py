@@ -75,7 +75,8 @@ def training_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = Non
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = training_sizes(config, len(devices))
-    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+    # Devices of a topology that is only named know of no slices.
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
     if slices > 1:
         if config.data % slices:
             raise UserError(

@@ -19,7 +19,7 @@ from tests.evaluation import programs
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's")
 
 LIMITS = sandbox.Limits(
-    wall_seconds=6,
+    wall_seconds=10,
     cpu_seconds=1,
     memory_bytes=256 << 20,
     processes=6,

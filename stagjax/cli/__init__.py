@@ -5,6 +5,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from stagjax import __version__
 from stagjax.errors import Preempted, RunFailed, UserError
@@ -92,6 +93,18 @@ def add_config_argument(parser: argparse.ArgumentParser, required: bool = True) 
         metavar="FILE:VARIANT",
         help="experiment, e.g. experiments/stdlib.py:separate_2x3; add ',runlocal' for a tiny version; "
         "--config.section.field=VALUE changes a field, e.g. --config.training.learning_rate=3e-4",
+    )
+
+
+def add_subcommand(commands: Any, name: str, summary: str, epilog: str) -> argparse.ArgumentParser:
+    """Add a subcommand to `commands` (of `add_subparsers`) and return its parser."""
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
 
 

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from stagjax.bench.comparators import COMPARATORS
-from stagjax.cli import add_config_argument
+from stagjax.cli import add_config_argument, add_subcommand
 from stagjax.cli.bench_results import Report, add_output_arguments, check_output, platform_notes, progress
 from stagjax.cli.hosts import start
 
@@ -28,13 +28,11 @@ what slows the machine down slows all of them. Parts of a step are differences o
 
 def add_command(commands: Any) -> None:
     """Add `decode` to the commands of `stagjax bench`."""
-    parser = commands.add_parser(
+    parser = add_subcommand(
+        commands,
         "decode",
-        help="decode steps and prefills, by part, beside what one could run instead",
-        description="Measure decode steps and prefills, by part, beside what one could run instead.",
-        epilog=EPILOG.replace("{comparators}", _comparators()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        "measure decode steps and prefills, by part, beside what one could run instead",
+        EPILOG.replace("{comparators}", _comparators()),
     )
     add_config_argument(parser)
     add = parser.add_argument

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from stagjax.cli import add_config_argument
+from stagjax.cli import add_config_argument, add_subcommand
 from stagjax.cli.bench_results import Report, add_output_arguments, check_output, platform_notes, progress
 from stagjax.cli.hosts import start
 
@@ -28,14 +28,8 @@ compiled on this machine before is read from a cache, and its seconds are those 
 
 def add_command(commands: Any) -> None:
     """Add `train` to the commands of `stagjax bench`."""
-    parser = commands.add_parser(
-        "train",
-        help="training steps of variants: tokens per second, MFU, memory, FLOPs",
-        description="Measure training steps of variants: tokens per second, MFU, memory, FLOPs.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    summary = "measure training steps of variants: tokens per second, MFU, memory, FLOPs"
+    parser = add_subcommand(commands, "train", summary, EPILOG)
     add_config_argument(parser)
     add = parser.add_argument
     add("--variants", metavar="A,B,...", help="of the file; ratios are to the first. Or one, as --config=FILE:VARIANT")

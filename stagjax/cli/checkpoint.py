@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from stagjax.cli import add_subcommand
 from stagjax.files import directory
 
 EPILOG = """\
@@ -69,24 +70,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     commands = parser.add_subparsers(dest="checkpoint_command", metavar="COMMAND", required=True)
 
-    inspect = _command(commands, "inspect", "list parameters, shapes, step and config", INSPECT_EPILOG)
+    inspect = add_subcommand(commands, "inspect", "list parameters, shapes, step and config", INSPECT_EPILOG)
     inspect.add_argument("path", type=directory, metavar="DIR", help="a workdir, WORKDIR/checkpoints/STEP, an export")
     _add_checkpoint(inspect)
     inspect.add_argument("--verify", action="store_true", help="read all arrays and compare their checksums")
     inspect.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write everything to FILE as JSON")
 
-    export = _command(commands, "export", "write a model as safetensors and JSON", EXPORT_EPILOG)
+    export = add_subcommand(commands, "export", "write a model as safetensors and JSON", EXPORT_EPILOG)
     export.add_argument("path", type=directory, metavar="WORKDIR", help="of a stagjax train run")
     export.add_argument("--output", required=True, type=pathlib.Path, metavar="DIR", help="must not exist")
     _add_checkpoint(export)
     export.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16, which rounds")
     export.add_argument("--state", action="store_true", help="the optimizer state too, to go on training elsewhere")
 
-    imported = _command(commands, "import", "make a workdir of an export", IMPORT_EPILOG)
+    imported = add_subcommand(commands, "import", "make a workdir of an export", IMPORT_EPILOG)
     imported.add_argument("path", type=pathlib.Path, metavar="DIR", help="what export wrote")
     imported.add_argument("--workdir", required=True, type=pathlib.Path, metavar="NEW", help="must not exist")
 
-    convert = _command(commands, "convert", "make a model of another shape, e.g. stacks of a baseline", CONVERT_EPILOG)
+    convert = add_subcommand(
+        commands, "convert", "make a model of another shape, e.g. stacks of a baseline", CONVERT_EPILOG
+    )
     convert.add_argument("path", type=directory, metavar="DIR", help="a workdir or an export")
     convert.add_argument("--output", required=True, type=pathlib.Path, metavar="WORKDIR", help="must not exist")
     _add_checkpoint(convert)
@@ -192,17 +195,6 @@ def _changes(overrides: list[str]) -> dict[str, Any]:
             text = ast.literal_eval(text)
         changes[field] = None if text == "none" else text
     return changes
-
-
-def _command(commands: Any, name: str, summary: str, epilog: str) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name,
-        help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:

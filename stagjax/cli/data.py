@@ -4,7 +4,7 @@ import argparse
 import time
 from typing import TYPE_CHECKING
 
-from stagjax.cli import data_prepare
+from stagjax.cli import add_subcommand, data_prepare
 from stagjax.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
@@ -44,14 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommands of `stagjax data`."""
     parser.epilog = EPILOG
     commands = parser.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
-    vocab = commands.add_parser(
-        "vocab",
-        help="train a SentencePiece vocabulary that loses no text",
-        description="Train a SentencePiece vocabulary that loses no text, and check it on the whole corpus.",
-        epilog=VOCAB_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    summary = "train a SentencePiece vocabulary that loses no text, and check it on the whole corpus"
+    vocab = add_subcommand(commands, "vocab", summary, VOCAB_EPILOG)
     vocab.add_argument(
         "--source",
         required=True,

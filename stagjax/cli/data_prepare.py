@@ -7,6 +7,7 @@ import pathlib
 import types
 from typing import TYPE_CHECKING
 
+from stagjax.cli import add_subcommand
 from stagjax.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ examples:
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add `prepare` and `verify` to the subcommands of `stagjax data`."""
-    prepare = _add(commands, "prepare", "turn JSON lines into documents and packed rows", PREPARE_EPILOG)
+    prepare = add_subcommand(commands, "prepare", "turn JSON lines into documents and packed rows", PREPARE_EPILOG)
     prepare.add_argument(
         "--path", required=True, metavar="DIR", help="directory of the shards, here or gs://BUCKET/DIRECTORY"
     )
@@ -80,20 +81,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "--rows-only", action="store_true", help="no documents beside the rows: half the space, no tensorflow-datasets"
     )
     prepare.set_defaults(action=_prepare)
-    verify = _add(commands, "verify", "compare prepared data with the hashes of its files", VERIFY_EPILOG)
+    verify = add_subcommand(commands, "verify", "compare prepared data with the hashes of its files", VERIFY_EPILOG)
     verify.add_argument("--path", required=True, metavar="DIR", help="directory made by `stagjax data prepare`")
     verify.set_defaults(action=_verify)
-
-
-def _add(commands: argparse._SubParsersAction, name: str, summary: str, epilog: str) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name,
-        help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
 
 
 def _prepare(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from stagjax.data.vocabulary import BOS, EOS, Vocabulary
 from stagjax.errors import UserError
+from stagjax.tasks.encoding import split_ids
 
 # Rules for documents that are longer than the model (`document_spans`).
 DISJOINT, OVERLAP = "disjoint", "overlap"
@@ -30,27 +31,20 @@ class SpanEncoder:
     def __init__(self, vocabulary: Vocabulary, max_length: int):
         self._vocabulary, self._max_length = vocabulary, max_length
         # The continuations of a document follow each other.
-        self._context = functools.lru_cache(maxsize=64)(self._encode)
+        self._cached = functools.lru_cache(maxsize=64)(self._encode)
 
     def continuation(self, context: str, continuation: str) -> Span:
         """Return the span of a continuation after BOS and its context.
 
-        As the field's harness encodes them: spaces at the end of the context go to the continuation, both are encoded
-        as one text, and the continuation is what comes after as many ids as the context alone has. Where the whole is
-        longer than the model its last ids stay (BOS is the first to go).
+        They are encoded jointly (`split_ids`). Where the whole is longer than the model its last ids stay (BOS is the
+        first to go).
 
         Raises:
           UserError: a continuation that is empty, or alone longer than the model; texts that are not Unicode.
         """
         if not continuation:
             raise UserError(f"the continuation after {_shown(context)} is empty; it has nothing to score")
-        moved = len(context) - len(context.rstrip())
-        if moved:
-            context, continuation = context[:-moved], context[-moved:] + continuation
-        before = self._context(context)
-        whole = self._encode(context + continuation)
-        # Joined at the border, the whole may have no more pieces than the context: then its last one is scored.
-        scored = whole[len(before) :] or whole[-1:]
+        before, scored = split_ids(context, continuation, self._cached)
         if len(scored) > self._max_length:
             raise UserError(
                 f"the continuation {_shown(continuation)} has {len(scored)} tokens, over "

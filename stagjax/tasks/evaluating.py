@@ -14,8 +14,8 @@ from stagjax.data.vocabulary import load_vocabulary
 from stagjax.tasks.benchmark import Benchmark, Item, load
 from stagjax.tasks.encoding import request_ids
 from stagjax.tasks.pretraining import refuse_trimming
-from stagjax.tasks.registry import SeqioVocabulary
 from stagjax.tasks.requests import GenerationRequest, Loglikelihood, RollingRequest
+from stagjax.tasks.seqio_vocabulary import SeqioVocabulary
 
 # Where official files lie if nothing else is said.
 DATA_VARIABLE, DATA_DEFAULT = "STAGJAX_DATA_DIR", "data"

@@ -9,7 +9,7 @@ from stagjax.config import DataConfig
 from stagjax.data.corpus import documents
 from stagjax.data.prepared import open_vocabulary
 from stagjax.data.sources import SPLITS
-from stagjax.tasks.registry import SeqioVocabulary
+from stagjax.tasks.seqio_vocabulary import SeqioVocabulary
 
 
 def register(name: str, config: DataConfig) -> seqio.Task:

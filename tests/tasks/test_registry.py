@@ -8,7 +8,8 @@ import tensorflow as tf  # noqa: E402
 
 from stagjax.data.vocabulary import ByteVocabulary, train_sentencepiece  # noqa: E402
 from stagjax.errors import UserError  # noqa: E402
-from stagjax.tasks.registry import PRETRAINING, SeqioVocabulary, get_task  # noqa: E402
+from stagjax.tasks.registry import PRETRAINING, get_task  # noqa: E402
+from stagjax.tasks.seqio_vocabulary import SeqioVocabulary  # noqa: E402
 
 TEXT = "def f(x):\n    return  x\u2581 é\n\0"
 

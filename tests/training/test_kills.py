@@ -83,7 +83,8 @@ def kill_at_random(process, workdir, draw):
         time.sleep(seconds)
         moment = f"{seconds:.2f} s after its start"
     else:
-        step, seconds = draw.randrange(steps_done(workdir), STEPS), draw.uniform(0.0, 0.05)
+        # The last step may be written already, and not be saved.
+        step, seconds = draw.randrange(min(steps_done(workdir), STEPS - 1), STEPS), draw.uniform(0.0, 0.05)
         deadline = time.monotonic() + 90
         while process.poll() is None and steps_done(workdir) < step and time.monotonic() < deadline:
             time.sleep(0.005)

@@ -103,8 +103,12 @@ def _locked(workdir: pathlib.Path, mark: str) -> Iterator[None]:
 
 
 def _refuse_foreign(path: pathlib.Path, workdir: pathlib.Path) -> None:
-    foreign = not (path / CONFIG).exists() and any(not entry.name.startswith(".") for entry in path.iterdir())
-    if foreign:
+    if (path / CONFIG).exists():
+        return
+    # A run that was killed while it claimed its workdir has left its lock, and some of what `claim` writes.
+    claimed = (CONFIG, MANIFEST, VOCABULARY) if (path / LOCK).exists() else ()
+    names = {entry.name.removesuffix(".partial") for entry in path.iterdir() if not entry.name.startswith(".")}
+    if names - {*claimed}:
         raise UserError(
             f"--workdir={workdir} is not empty and was not made by stagjax train; give a new or an empty directory"
         )
@@ -135,7 +139,8 @@ def claim(workdir: pathlib.Path, config: Config, manifest: Manifest) -> None:
       RunFailed: the disk is full.
     """
     distributed.agree("their data", {name: str(value) for name, value in manifest.to_dict().items()})
-    stored = _read(workdir / MANIFEST)
+    # Without a config nothing was trained yet: the run that left its manifest was killed at this place.
+    stored = _read(workdir / MANIFEST) if (workdir / CONFIG).exists() else None
     if stored is not None:
         _refuse(workdir, differences(Manifest.from_dict(json.loads(stored)), manifest))
     if jax.process_index() == 0:
@@ -145,6 +150,8 @@ def claim(workdir: pathlib.Path, config: Config, manifest: Manifest) -> None:
 
 def _write(workdir: pathlib.Path, config: Config, manifest: Manifest) -> None:
     try:
+        if not (workdir / CONFIG).exists():
+            (workdir / VOCABULARY).unlink(missing_ok=True)
         vocabulary = vocabulary_spec(config.data)
         if vocabulary != "bytes" and not (workdir / VOCABULARY).exists():
             partial = workdir / (VOCABULARY + ".partial")

@@ -1,10 +1,22 @@
-"""A run's directory on several hosts: process 0 holds it, and it is the same for all."""
+"""A run's directory: whose it is, also on several hosts, and that a kill at any moment leaves it usable."""
+
+import dataclasses
+import os
 
 import jax
 import pytest
 
 from stagjax import distributed, workdir
+from stagjax.config import Config
+from stagjax.data.manifest import Manifest
 from stagjax.errors import UserError
+from stagjax.experiment import load_config
+
+MANIFEST = Manifest("jsonl", "small", "f0", 256, 5, 2, 20, "c0", "r0", 1, 10, "c1", "r1")
+
+
+class Killed(BaseException):
+    """A kill between two system calls."""
 
 
 @pytest.fixture
@@ -51,3 +63,58 @@ def test_other_processes_take_no_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     with workdir.owned(tmp_path), workdir.owned(tmp_path):
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def config(tmp_path) -> Config:
+    (tmp_path / "small.model").write_bytes(b"pieces")
+    return load_config(
+        "experiments/stdlib.py:separate_2x3", [f"data.vocabulary={tmp_path}/small.model", "model.vocab_size=512"]
+    )
+
+
+@pytest.mark.parametrize("moment", range(1, 7))
+def test_a_run_killed_while_it_claims_its_directory_starts_again(tmp_path, monkeypatch, config, moment):
+    run = tmp_path / "run"
+    calls = []
+
+    def killing(function):
+        def call(source, target):
+            # Half of the moments are before a file gets its name, half after it.
+            calls.append(target)
+            if moment == 2 * len(calls) - 1:
+                raise Killed
+            function(source, target)
+            if moment == 2 * len(calls):
+                raise Killed
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killing(os.replace))
+        with pytest.raises(Killed), workdir.owned(run):
+            workdir.claim(run, config, MANIFEST)
+    whole = (run / "config.json").exists()
+    assert whole == (moment == 6)
+
+    # What was not yet claimed is claimed by another experiment too, and then holds nothing of the first one.
+    (tmp_path / "small.model").write_bytes(b"other pieces")
+    other = dataclasses.replace(MANIFEST, vocabulary_fingerprint="f1")
+    if whole:
+        with pytest.raises(UserError, match="vocabulary_fingerprint"), workdir.owned(run):
+            workdir.claim(run, config, other)
+        return
+    with workdir.owned(run):
+        workdir.claim(run, config, other)
+    assert (run / "vocabulary.model").read_bytes() == b"other pieces"
+    with workdir.owned(run):
+        workdir.claim(run, config, other)
+
+
+def test_what_looks_claimed_is_foreign_without_the_lock_of_a_run(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="is not empty and was not made by stagjax train"), workdir.owned(run):
+        pass
+    assert [path.name for path in run.iterdir()] == ["manifest.json"]

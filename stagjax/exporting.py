@@ -10,19 +10,26 @@ from typing import Any
 
 import jax
 
-from stagjax import exported
 from stagjax import workdir as workdirs
-from stagjax.checkpoint import Checkpoints
+from stagjax.checkpoints import exported
+from stagjax.checkpoints.origin import (
+    damage_fails,
+    read_metadata,
+    read_model,
+    read_vocabulary,
+    vocabulary_file,
+    workdir_of,
+)
+from stagjax.checkpoints.saving import Checkpoints
+from stagjax.checkpoints.tensor_files import SHARD_BYTES
 from stagjax.config import Config, to_json
-from stagjax.conversion import DEFAULT_LAYERS, check_layers, convert_config, convert_params
 from stagjax.data.manifest import Manifest
 from stagjax.errors import UserError, unknown
 from stagjax.files import new_directory, write_whole
-from stagjax.origin import damage_fails, read_metadata, read_model, read_vocabulary, vocabulary_file
-from stagjax.tensor_files import SHARD_BYTES
+from stagjax.model.conversion import DEFAULT_LAYERS, check_layers, convert_config, convert_params
 from stagjax.training.initial import RECORD, origin_of
 from stagjax.training.state import abstract_state, state_around
-from stagjax.validating import validate
+from stagjax.training.validation import validate
 
 DTYPES = ("float32", "bfloat16")
 
@@ -41,7 +48,7 @@ def export_model(
     Args:
       source: a workdir or one of its checkpoints.
       output: a directory that does not exist.
-      checkpoint: as for `stagjax.origin.read_metadata`.
+      checkpoint: as for `stagjax.checkpoints.origin.read_metadata`.
       dtype: of the parameters; "bfloat16" rounds them.
       with_state: the optimizer state and the step too.
       shard_bytes: where the next file begins.
@@ -139,12 +146,12 @@ def convert_model(
     layers: str = DEFAULT_LAYERS,
     changes: Mapping[str, Any] | None = None,
 ) -> Conversion:
-    """Make a workdir with a model of another shape, see `stagjax.conversion`; its state is new, at step 0.
+    """Make a workdir with a model of another shape, see `stagjax.model.conversion`; its state is new, at step 0.
 
     Args:
       source: a workdir, a checkpoint or an export.
       output: a directory that does not exist.
-      checkpoint: as for `stagjax.origin.read_metadata`.
+      checkpoint: as for `stagjax.checkpoints.origin.read_metadata`.
       to: "separate" or "shared", None to keep the stacks.
       num_stacks: of the new model.
       layers: which layers of a baseline separate stacks get.
@@ -175,8 +182,7 @@ def convert_model(
 
 def _read_state(source: pathlib.Path, checkpoint: str | int | None) -> tuple[Any, dict[str, Any]]:
     metadata = read_metadata(source, checkpoint)
-    workdir = source.parent.parent if source.name.isdecimal() and source.parent.name == "checkpoints" else source
-    checkpoints = Checkpoints(workdir, keep_last=1, read_only=True)
+    checkpoints = Checkpoints(workdir_of(source), keep_last=1, read_only=True)
     return checkpoints.restore(abstract_state(Config.from_dict(metadata["config"])), metadata["step"])
 
 

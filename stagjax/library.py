@@ -4,6 +4,7 @@ import functools
 import pathlib
 from collections.abc import Callable, Sequence
 
+from stagjax.checkpoints.origin import read_model, read_vocabulary
 from stagjax.config import Config
 from stagjax.data.vocabulary import Vocabulary
 from stagjax.decoding.generation import Generation, generate
@@ -15,7 +16,6 @@ from stagjax.errors import unknown
 from stagjax.files import directory
 from stagjax.mesh import DecodeMesh, decoding_mesh
 from stagjax.model.stagformer import Params
-from stagjax.origin import read_model, read_vocabulary
 from stagjax.sharding import stored_shardings
 
 SEQUENTIAL = "sequential"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 
 from stagjax import workdir as workdirs
-from stagjax.checkpoint import Checkpoints
+from stagjax.checkpoints.saving import Checkpoints
 from stagjax.config import Config
 from stagjax.data.corpus import load_corpus
 from stagjax.experiment import load_config

@@ -12,9 +12,9 @@ import gcsfs
 import pytest
 
 from stagjax import bucket
+from stagjax.checkpoints.stored import reason
 from stagjax.errors import RunFailed, UserError
 from stagjax.files import directory
-from stagjax.stored import reason
 from stagjax.workdir import owned
 from tests.fake_gcs import Bucket
 

@@ -13,15 +13,15 @@ import pytest
 import safetensors.numpy
 
 import stagjax
-from stagjax import exported
-from stagjax.checkpoint import Checkpoints, content_key
+from stagjax.checkpoints import exported
+from stagjax.checkpoints.origin import parse, read_metadata, read_model
+from stagjax.checkpoints.saving import Checkpoints, content_key
+from stagjax.checkpoints.tensor_files import TensorFiles, write_tensors
 from stagjax.errors import RunFailed, UserError
 from stagjax.exporting import export_model, import_model
 from stagjax.mesh import DecodeMesh, decoding_mesh
 from stagjax.model.stagformer import abstract_params
-from stagjax.origin import parse, read_metadata, read_model
 from stagjax.sharding import stored_shardings
-from stagjax.tensor_files import TensorFiles, write_tensors
 from stagjax.training.initial import find_origin
 from stagjax.training.state import abstract_state
 from tests.runs import tiny_run, write_corpus, write_run

@@ -16,10 +16,10 @@ LEVELS = [
     {"experiment", "mesh", "sharding"},
     {"distributed", "fingerprint"},
     {"model", "data"},
-    {"decoding", "checkpoint", "stored", "tensor_files", "exported", "conversion", "reporting"},
-    {"workdir", "origin"},
+    {"decoding", "reporting", "workdir"},
+    {"checkpoints"},
     {"library", "training", "tasks"},
-    {"evaluation", "exporting", "inspection", "validating"},
+    {"evaluation", "exporting"},
     {"bench"},
     {"cli", "__main__"},
 ]

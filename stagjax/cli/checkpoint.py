@@ -117,10 +117,10 @@ def run(args: argparse.Namespace) -> None:
 def _inspect(args: argparse.Namespace) -> None:
     import rich.console
 
+    from stagjax.checkpoints.inspection import VERIFIED, WHOLE, inspect
     from stagjax.cli import checkpoint_step
     from stagjax.errors import RunFailed
     from stagjax.files import write_json
-    from stagjax.inspection import VERIFIED, WHOLE, inspect
     from stagjax.reporting.checkpoint_tables import checkpoint_tables
 
     facts = inspect(args.path, checkpoint_step(args.checkpoint), args.verify)
@@ -161,8 +161,8 @@ def _import(args: argparse.Namespace) -> None:
 
 def _convert(args: argparse.Namespace) -> None:
     from stagjax.cli import checkpoint_step
-    from stagjax.conversion import DEFAULT_LAYERS
     from stagjax.exporting import convert_model
+    from stagjax.model.conversion import DEFAULT_LAYERS
 
     done = convert_model(
         args.path,

@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from stagjax import origin
-from stagjax.checkpoint import Checkpoints, content_key
+from stagjax.checkpoints import origin
+from stagjax.checkpoints.exported import is_export
+from stagjax.checkpoints.saving import Checkpoints, content_key
 from stagjax.config import Config, ModelConfig
 from stagjax.decoding.placement import check_mode
 from stagjax.errors import RunFailed, UserError
-from stagjax.exported import is_export
 from stagjax.files import directory
 from stagjax.library import LanguageModel, load
 from stagjax.mesh import DecodeMesh

@@ -10,7 +10,7 @@ from stagjax.reporting.tables import binary, scaled
 
 
 def checkpoint_tables(facts: dict[str, Any]) -> list[rich.table.Table]:
-    """Return what `stagjax.inspection.inspect` found as tables: the checkpoints, the one described, its parameters."""
+    """Return what `inspection.inspect` found as tables: the checkpoints, the one described, its parameters."""
     tables = [_checkpoints_table(facts)] if facts["checkpoints"] else []
     return [*tables, _facts_table(facts), _parameters_table(facts)]
 

@@ -11,14 +11,14 @@ import jax
 from jax.sharding import Mesh
 
 from stagjax import bucket
-from stagjax.checkpoint import Checkpoints, content_key
+from stagjax.checkpoints.origin import parse, read_metadata, read_model
+from stagjax.checkpoints.saving import Checkpoints, content_key
 from stagjax.config import Config, ModelConfig
 from stagjax.data.manifest import Manifest
 from stagjax.errors import RunFailed, UserError
 from stagjax.files import directory, write_whole
 from stagjax.fingerprint import describe
 from stagjax.model.stagformer import abstract_params
-from stagjax.origin import parse, read_metadata, read_model
 from stagjax.training.state import TrainState, abstract_state, state_around
 
 RECORD = "init_from.json"

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from stagjax import distributed
 from stagjax import workdir as workdirs
-from stagjax.checkpoint import Checkpoints
+from stagjax.checkpoints.saving import Checkpoints
 from stagjax.config import Config
 from stagjax.data.corpus import Corpus, load_corpus
 from stagjax.data.loader import RowLoader, validation_batches

@@ -8,8 +8,8 @@ import jax
 import pytest
 
 import stagjax
-from stagjax import inspection, stored
-from stagjax.checkpoint import Checkpoints, content_key
+from stagjax.checkpoints import inspection, stored
+from stagjax.checkpoints.saving import Checkpoints, content_key
 from stagjax.cli import main
 from stagjax.model.accounting import count_parameters
 from stagjax.training.state import abstract_state

@@ -118,7 +118,7 @@ def test_nothing_depends_on_names_and_everything_on_content(place, swept, tmp_pa
     corpus = place / "corpus"
     config = tiny_run("shared_2x3", corpus, model__max_length=256, model__layers_per_stack=1)
     write_run(config, tmp_path / "renamed", losses=(3.0,))
-    from stagjax.checkpoint import Checkpoints
+    from stagjax.checkpoints.saving import Checkpoints
     from tests.variants import params_of
 
     checkpoints = Checkpoints(tmp_path / "renamed", keep_last=9)

@@ -15,7 +15,7 @@ from unittest import mock
 import jax
 import pytest
 
-from stagjax.checkpoint import Checkpoints
+from stagjax.checkpoints.saving import Checkpoints
 from stagjax.reporting.metrics import read_metrics
 from stagjax.training.loop import _Run
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from stagjax.checkpoint import Checkpoints, content_key
+from stagjax.checkpoints.saving import Checkpoints, content_key
 from stagjax.config import MeshConfig
 from stagjax.data.manifest import Manifest
 from stagjax.errors import RunFailed, UserError
@@ -17,7 +17,7 @@ from stagjax.reporting.metrics import read_metrics
 from stagjax.training.initial import RECORD, Origin, find_origin
 from stagjax.training.loop import train
 from stagjax.training.state import abstract_state
-from stagjax.validating import validate
+from stagjax.training.validation import validate
 from tests.runs import tiny_run, write_corpus, write_run
 
 

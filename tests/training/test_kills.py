@@ -16,7 +16,7 @@ import time
 
 import pytest
 
-from stagjax.checkpoint import Checkpoints
+from stagjax.checkpoints.saving import Checkpoints
 from stagjax.reporting.metrics import read_metrics
 
 STEPS = 60

@@ -12,7 +12,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding
 
-from stagjax.checkpoint import Checkpoints
+from stagjax.checkpoints.saving import Checkpoints
 from stagjax.config import Config, DataConfig, MeshConfig, TrainingConfig
 from stagjax.data.loader import RowLoader
 from stagjax.data.packing import pack

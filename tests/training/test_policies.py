@@ -13,7 +13,7 @@ import pytest
 import rich.console
 from jax.experimental.compilation_cache import compilation_cache
 
-from stagjax.checkpoint import Checkpoints
+from stagjax.checkpoints.saving import Checkpoints
 from stagjax.config import Config, DataConfig, TrainingConfig
 from stagjax.data.loader import RowLoader
 from stagjax.errors import Preempted, RunFailed, UserError

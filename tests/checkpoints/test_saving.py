@@ -13,8 +13,8 @@ import numpy as np
 import optax
 import pytest
 
-from stagjax import stored
-from stagjax.checkpoint import Checkpoints, content_key, fingerprint
+from stagjax.checkpoints import stored
+from stagjax.checkpoints.saving import Checkpoints, content_key, fingerprint
 from stagjax.errors import RunFailed, UserError
 
 CONFIG = {"model": {"model_dim": 8}, "training": {"steps": 3}}
@@ -222,7 +222,7 @@ def test_content_key_is_of_params_and_model_config():
 def run_script(script, *arguments, devices=1):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environment = {**os.environ, "XLA_FLAGS": flags}
-    root = pathlib.Path(__file__).parents[1]
+    root = pathlib.Path(__file__).parents[2]
     return subprocess.Popen(
         [sys.executable, "-c", script, *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -236,8 +236,8 @@ def run_script(script, *arguments, devices=1):
 SHARDED = """
 import sys
 import jax, numpy as np
-from stagjax.checkpoint import Checkpoints, fingerprint
-from tests.test_checkpoint import CONFIG, MANIFEST, abstract, assert_same, make_state
+from stagjax.checkpoints.saving import Checkpoints, fingerprint
+from tests.checkpoints.test_saving import CONFIG, MANIFEST, abstract, assert_same, make_state
 
 def place(state, shape, names, spec):
     mesh = jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))
@@ -272,9 +272,9 @@ def test_sharding_of_the_save_does_not_matter(tmp_path):
 
 FULL_DISK = """
 import resource, sys
-from stagjax.checkpoint import Checkpoints
+from stagjax.checkpoints.saving import Checkpoints
 from stagjax.errors import RunFailed
-from tests.test_checkpoint import CONFIG, MANIFEST, make_state
+from tests.checkpoints.test_saving import CONFIG, MANIFEST, make_state
 
 checkpoints = Checkpoints(sys.argv[1], 1)
 checkpoints.save(10, make_state(10), CONFIG, MANIFEST, 1.0)
@@ -309,8 +309,8 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(tmp_path, limit,
 
 KILLED = """
 import sys
-from stagjax.checkpoint import Checkpoints
-from tests.test_checkpoint import CONFIG, MANIFEST, make_state
+from stagjax.checkpoints.saving import Checkpoints
+from tests.checkpoints.test_saving import CONFIG, MANIFEST, make_state
 
 checkpoints = Checkpoints(sys.argv[1], 1)
 for step in range(1, 1000):

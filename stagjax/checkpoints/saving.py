@@ -12,9 +12,9 @@ from etils import epath
 
 from stagjax import distributed
 from stagjax.bucket import CHECKPOINTS, is_bucket
+from stagjax.checkpoints.stored import DamagedError, draining_loops, read_metadata, read_params, read_state, reason
 from stagjax.errors import RunFailed, UserError
 from stagjax.fingerprint import describe, digest, fingerprint
-from stagjax.stored import DamagedError, draining_loops, read_metadata, read_params, read_state, reason
 
 TEMPORARY = ".orbax-checkpoint-tmp"
 """What Orbax puts into the name of a directory that it has not finished."""

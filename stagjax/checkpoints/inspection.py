@@ -6,11 +6,11 @@ from typing import Any
 
 from etils import epath
 
-from stagjax import exported, stored
-from stagjax.checkpoint import content_key
-from stagjax.exported import shape_of
-from stagjax.origin import read_metadata
-from stagjax.stored import DamagedError
+from stagjax.checkpoints import exported, stored
+from stagjax.checkpoints.exported import shape_of
+from stagjax.checkpoints.origin import read_metadata
+from stagjax.checkpoints.saving import content_key
+from stagjax.checkpoints.stored import DamagedError
 
 WHOLE, VERIFIED = "whole, arrays not read", "verified"
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from stagjax.config import Config, DataConfig, MeshConfig, TrainingConfig
-from stagjax.conversion import DEFAULT_LAYERS, LAYERS, convert_config, convert_params
 from stagjax.errors import UserError
 from stagjax.model import stagformer
+from stagjax.model.conversion import DEFAULT_LAYERS, LAYERS, convert_config, convert_params
 from tests.variants import VARIANTS, params_of, tiny, tokens_of
 
 

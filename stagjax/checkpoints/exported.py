@@ -19,10 +19,10 @@ import jax.numpy as jnp
 
 from stagjax import __version__
 from stagjax.bucket import is_bucket
+from stagjax.checkpoints.stored import DamagedError, as_damage, on_default_device
+from stagjax.checkpoints.tensor_files import SHARD_BYTES, TensorFiles, write_tensors
 from stagjax.data.vocabulary import BOS, EOS, PAD, Vocabulary
 from stagjax.fingerprint import describe, digest, fingerprint
-from stagjax.stored import DamagedError, as_damage, on_default_device
-from stagjax.tensor_files import SHARD_BYTES, TensorFiles, write_tensors
 
 FACTS, CONFIG, MANIFEST, VOCABULARY = "export.json", "config.json", "manifest.json", "vocabulary.model"
 FORMAT = 1

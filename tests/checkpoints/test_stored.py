@@ -6,7 +6,16 @@ import pytest
 
 from stagjax import distributed
 from stagjax.errors import RunFailed, UserError
-from tests.test_checkpoint import CONFIG, MANIFEST, abstract, assert_same, make_state, opened, run_script, save_all
+from tests.checkpoints.test_saving import (
+    CONFIG,
+    MANIFEST,
+    abstract,
+    assert_same,
+    make_state,
+    opened,
+    run_script,
+    save_all,
+)
 
 
 def test_another_model_is_an_error_and_not_damage(tmp_path):
@@ -152,8 +161,8 @@ def test_all_damaged(tmp_path):
 
 SKIPPING = """
 import sys
-from stagjax.checkpoint import Checkpoints
-from tests.test_checkpoint import abstract, make_state
+from stagjax.checkpoints.saving import Checkpoints
+from tests.checkpoints.test_saving import abstract, make_state
 Checkpoints(sys.argv[1], 1).restore(abstract(make_state()))
 """
 

@@ -5,13 +5,14 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from stagjax import bucket, exported
+from stagjax import bucket
 from stagjax.bucket import CHECKPOINTS
-from stagjax.checkpoint import Checkpoints
+from stagjax.checkpoints import exported
+from stagjax.checkpoints.saving import Checkpoints
+from stagjax.checkpoints.stored import DamagedError
 from stagjax.data.vocabulary import Vocabulary, load_vocabulary
 from stagjax.errors import RunFailed, UserError
 from stagjax.files import directory
-from stagjax.stored import DamagedError
 from stagjax.workdir import VOCABULARY
 
 
@@ -60,10 +61,16 @@ def read_model(
     return checkpoints.restore_params(step, layout)
 
 
+def workdir_of(path: pathlib.Path) -> pathlib.Path:
+    """Return the workdir of a checkpoint (`WORKDIR/checkpoints/STEP`); any other path is returned as it is."""
+    is_checkpoint = path.name.isdecimal() and path.parent.name == CHECKPOINTS
+    return path.parent.parent if is_checkpoint else path
+
+
 @contextlib.contextmanager
 def vocabulary_file(path: pathlib.Path, metadata: Mapping[str, Any]) -> Iterator[pathlib.Path | None]:
     """Yield a model's SentencePiece model, beside it or where it was trained, as a file here; None for bytes."""
-    own = _workdir(path) / VOCABULARY
+    own = workdir_of(path) / VOCABULARY
     spec = metadata["config"]["data"]["vocabulary"]
     if own.exists():
         with bucket.fetched(own) as name:
@@ -109,7 +116,7 @@ def _of_export(path: pathlib.Path, checkpoint: str | int | None, read: Callable[
 
 
 def _of_workdir(path: pathlib.Path, checkpoint: str | int | None) -> tuple[Checkpoints, str | int | None]:
-    workdir = _workdir(path)
+    workdir = workdir_of(path)
     if not bucket.is_dir(workdir / CHECKPOINTS):
         raise UserError(
             f"{str(path)!r} holds no checkpoints and is no export; give the --workdir of a stagjax train run, or what "
@@ -121,8 +128,3 @@ def _of_workdir(path: pathlib.Path, checkpoint: str | int | None) -> tuple[Check
             raise UserError(f"{path} is checkpoint {path.name}, not {checkpoint}; name one of them")
         return checkpoints, int(path.name)
     return checkpoints, checkpoints.best() if checkpoint is None else checkpoint
-
-
-def _workdir(path: pathlib.Path) -> pathlib.Path:
-    is_checkpoint = path.name.isdecimal() and path.parent.name == CHECKPOINTS
-    return path.parent.parent if is_checkpoint else path

@@ -11,7 +11,8 @@ from typing import Any
 
 import jax
 
-from stagjax.bench import hlo, waiting
+from stagjax.bench import hlo
+from stagjax.bench.anatomy import Segment, components_ms, handoff, timeline
 from stagjax.bench.cases import deep, default_mesh
 from stagjax.bench.collectives import collectives, tally
 from stagjax.bench.ledger import HOPS, PUBLISHED, Calibration, Ledger, Network, ledgers
@@ -25,18 +26,6 @@ from stagjax.mesh import DecodeMesh, decoding_mesh, training_mesh
 from stagjax.model.accounting import count_parameters
 
 PROGRAMS = ("decode", "prefill", "train")
-
-# Parts of a step by the scopes that the code names; whatever lies in none of them is "other".
-COMPONENTS = (
-    "embedding",
-    "self_attention",
-    "cross_attention",
-    "mlp",
-    "handoff",
-    "combination",
-    "logits",
-    "sampling",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,15 +63,6 @@ class Request:
         longest = self.config.model.max_length
         if not 1 <= self.context <= longest:
             raise UserError(f"--context={self.context} is outside 1..{longest}, model.max_length")
-
-
-@dataclasses.dataclass(frozen=True)
-class Segment:
-    """What a chip does for a while, in milliseconds from the beginning of a step: "collective" or a part of it."""
-
-    part: str
-    start: float
-    end: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,14 +172,14 @@ def plan(
     """
     request.check()
     traceable, network = _traceable(request, devices)
-    chips = network.mesh.size
+    chips, chip = network.mesh.size, network.chip
     known = {
         "request": request,
         "topology": topology,
         "mesh": dict(network.mesh.shape),
         "chips": chips,
         "idle_chips": len(devices) - chips,
-        "hbm_bytes_per_chip": network.chip.hbm_bytes,
+        "hbm_bytes_per_chip": chip.hbm_bytes,
     }
     begun = time.perf_counter()
     try:
@@ -211,40 +191,52 @@ def plan(
         needed = max(needed, sum(traceable.held.values()))
         memory = traceable.held | {"temporaries": needed - sum(traceable.held.values()), "total": needed}
         return _with_advice(Plan(fits=False, memory=memory, compile_seconds=time.perf_counter() - begun, **known))
-    seconds = time.perf_counter() - begun
+    known["compile_seconds"] = time.perf_counter() - begun
     memory = _memory(traceable, compiled.memory_analysis())
-    program = hlo.parse(compiled.as_text())
-    cycles = program.cycles()
-    chip, clock = network.chip, network.chip.clock
+    known |= {"memory": memory, "fits": memory["total"] <= chip.hbm_bytes}
     costs = compiled.cost_analysis() or {}
-    floors, kernels_ms = {"hbm": 1e3 * traceable.read / chip.hbm_bandwidth}, 0.0
-    if request.program == "train":
-        # Weights and activations are read far faster than they are computed with.
-        floors = {"flops": flops_floor_ms(request.config, chip, chips)}
-        kernels_ms = attention_kernels_ms(request.config, network.mesh.shape, chip) if cycles.kernels else 0.0
-    estimates = ledgers(program, network, floors, calibrations, kernels_ms)
-    run = training_costs(request.config, chip, chips, known["idle_chips"], estimates)
-    return _with_advice(
-        Plan(
-            fits=memory["total"] <= network.chip.hbm_bytes,
-            memory=memory,
-            flops=costs.get("flops"),
-            hbm_bytes=costs.get("bytes accessed"),
-            hbm_floor_ms=floors.get("hbm"),
-            compiler_cycles=cycles.total,
-            compiler_ms=None if clock is None else 1e3 * cycles.total / clock,
-            kernels=cycles.kernels,
-            kernels_ms=kernels_ms,
-            components_ms={} if clock is None else _components(program, clock),
-            collectives=tuple(tally(collectives(program, network.mesh.shape))),
-            handoff=_handoff(program, network),
-            ledgers=tuple(estimates),
-            training=tuple(run) if request.program == "train" else (),
-            timeline=() if clock is None or request.program != "decode" else _timeline(program, network, clock),
-            compile_seconds=seconds,
-            **known,
-        )
-    )
+    known |= {"flops": costs.get("flops"), "hbm_bytes": costs.get("bytes accessed")}
+    program = hlo.parse(compiled.as_text())
+    estimates = _estimates(request, traceable, network, known["idle_chips"], program, calibrations)
+    return _with_advice(Plan(**known, **estimates, **_contents(request, network, program)))
+
+
+def _contents(request: Request, network: Network, program: hlo.Program) -> dict[str, Any]:
+    """Return the fields of a plan that say what the compiled program does."""
+    cycles, clock = program.cycles(), network.chip.clock
+    contents: dict[str, Any] = {
+        "compiler_cycles": cycles.total,
+        "kernels": cycles.kernels,
+        "collectives": tuple(tally(collectives(program, network.mesh.shape))),
+        "handoff": handoff(program, network),
+    }
+    if clock is not None:
+        contents["compiler_ms"] = 1e3 * cycles.total / clock
+        contents["components_ms"] = components_ms(program, clock)
+        if request.program == "decode":
+            contents["timeline"] = timeline(program, network, clock)
+    return contents
+
+
+def _estimates(
+    request: Request,
+    traceable: Traceable,
+    network: Network,
+    idle_chips: int,
+    program: hlo.Program,
+    calibrations: Iterable[Calibration],
+) -> dict[str, Any]:
+    """Return the fields of a plan that say how long the program takes, and what a run of it costs."""
+    config, chip, chips = request.config, network.chip, network.mesh.size
+    if request.program != "train":
+        floor = 1e3 * traceable.read / chip.hbm_bandwidth
+        return {"hbm_floor_ms": floor, "ledgers": tuple(ledgers(program, network, {"hbm": floor}, calibrations))}
+    # Weights and activations are read far faster than they are computed with.
+    floors = {"flops": flops_floor_ms(config, chip, chips)}
+    kernels_ms = attention_kernels_ms(config, network.mesh.shape, chip) if program.cycles().kernels else 0.0
+    estimates = tuple(ledgers(program, network, floors, calibrations, kernels_ms))
+    costs = training_costs(config, chip, chips, idle_chips, estimates)
+    return {"kernels_ms": kernels_ms, "ledgers": estimates, "training": tuple(costs)}
 
 
 def matched_baseline(request: Request, tensor: int) -> Request:
@@ -286,60 +278,6 @@ def _bytes_needed(message: str) -> int | None:
     if found is None:
         return None
     return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
-
-
-def _components(program: hlo.Program, clock: float) -> dict[str, float]:
-    """Return the compiler's milliseconds by part of the step."""
-    totals = dict.fromkeys((*COMPONENTS, "other"), 0.0)
-    for instruction, times in program.walk():
-        totals[_component(instruction.op_name) or "other"] += 1e3 * times * (instruction.cycles or 0) / clock
-    return {part: ms for part, ms in totals.items() if ms}
-
-
-def _component(op_name: str) -> str | None:
-    scopes = op_name.split("/")
-    return next((scope for scope in reversed(scopes) if scope in COMPONENTS), None)
-
-
-def _handoff(program: hlo.Program, network: Network) -> dict[str, Any] | None:
-    """Say of each handoff what waits for it, what it waits for, and what runs while it is under way."""
-    permutes = [c for c in collectives(program, network.mesh.shape) if c.kind == "collective-permute"]
-    permutes = [c for c in permutes if _component(c.op_name) == "handoff"]
-    if not permutes:
-        return None
-    under_way = [waiting.between(program, c.instruction, network.mesh.shape) for c in permutes]
-    clock = network.chip.clock
-    return {
-        "count": sum(c.count for c in permutes),
-        "bytes": permutes[0].bytes,
-        "hops": network.hops(permutes[0]),
-        # One that runs more than once is in the loop of a prefill, whose next round waits for it.
-        "awaited_in_the_step": any(c.count > 1 or waiting.waiting(program, c.instruction) for c in permutes),
-        "needs_the_step": any(waiting.sources(program, c.instruction) for c in permutes),
-        "overlapped_ms": 1e3 * min(u.cycles for u in under_way) / clock if clock else None,
-        "overlapped_collectives": min(len(u.collectives) for u in under_way),
-    }
-
-
-def _timeline(program: hlo.Program, network: Network, clock: float) -> tuple[Segment, ...]:
-    """Return the step as the schedule runs it: the compiler's time, and collectives by their hops."""
-    found = {collective.instruction: collective for collective in collectives(program, network.mesh.shape)}
-    segments: list[Segment] = []
-    now, part = 0.0, "other"
-    for instruction, times in program.walk():
-        part = _component(instruction.op_name) or part
-        kind, lasts = part, 1e3 * times * (instruction.cycles or 0) / clock
-        collective = found.get(instruction.name)
-        if collective and not collective.asynchronous:
-            kind, lasts = "collective", 1e-3 * times * network.latency_us(collective, HOPS)
-        if not lasts:
-            continue
-        if segments and segments[-1].part == kind:
-            segments[-1] = dataclasses.replace(segments[-1], end=now + lasts)
-        else:
-            segments.append(Segment(kind, now, now + lasts))
-        now += lasts
-    return tuple(segments)
 
 
 def _with_advice(plan: Plan) -> Plan:

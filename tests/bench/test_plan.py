@@ -7,9 +7,10 @@ import re
 
 import pytest
 
+from stagjax.bench.anatomy import COMPONENTS
 from stagjax.bench.compare import Comparison
 from stagjax.bench.ledger import HOPS, PUBLISHED
-from stagjax.bench.plan import COMPONENTS, Request, default_mesh, matched_baseline, plan
+from stagjax.bench.plan import Request, default_mesh, matched_baseline, plan
 from stagjax.bench.topology import topology_devices
 from stagjax.cli import main
 from stagjax.decoding.placement import RECURRENT

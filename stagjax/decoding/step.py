@@ -72,10 +72,10 @@ def embed(placement: Placement, params: DecodeParams, tokens: jax.Array, positio
 def combine(placement: Placement, params: DecodeParams, outs: list[jax.Array]) -> jax.Array:
     """Return y, what the logits read, on every chip: the last stack's output, or the learned combination of all.
 
-    A single output is y as it is: a recurrent pass is read alone, also where a prefill combines all passes.
+    Of several passes a recurrent one is read alone, as it is, also where a prefill combines all of them.
     """
-    slices = Slices(placement)
-    alone = placement.config.combine == "last" or len(outs) == 1
+    slices, config = Slices(placement), placement.config
+    alone = config.combine == "last" or len(outs) < config.num_stacks
     # Where nothing reads the other stacks' outputs they are added, or the compiler would drop those stacks too.
     if slices.slices == 1 and alone and (placement.reads_memory or len(outs) == 1):
         return outs[-1]

@@ -48,6 +48,12 @@ def test_parallel_steps_equal_teacher_forced(name):
     assert relative(decoded(config, params, tokens_BT, PROMPT), expected(config, params, tokens_BT)) < 1e-5
 
 
+def test_the_combination_of_a_single_stack_is_learned_too():
+    config = tiny(num_stacks=1, combine="linear")
+    params, tokens_BT = params_of(config), tokens_of(config, 2, T)
+    assert relative(decoded(config, params, tokens_BT, PROMPT), expected(config, params, tokens_BT)) < 1e-5
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_parallel_steps_equal_teacher_forced_in_float64(name):
     with jax.enable_x64(True):

@@ -34,14 +34,13 @@ class Report:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Print tables, draw pictures, write the page."""
-        import rich.console
-
         from stagjax.reporting.bench_tables import bench_tables
+        from stagjax.reporting.console import report_console
 
         whole = self.keep(result, complete=True)
         if not self.first:
             return
-        console = rich.console.Console()
+        console = report_console()
         for table in bench_tables(whole, console.width):
             console.print(table, "")
         for note in whole["notes"]:

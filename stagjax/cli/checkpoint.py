@@ -115,16 +115,15 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    import rich.console
-
     from stagjax.checkpoints.inspection import VERIFIED, WHOLE, inspect
     from stagjax.cli import checkpoint_step
     from stagjax.errors import RunFailed
     from stagjax.files import write_json
     from stagjax.reporting.checkpoint_tables import checkpoint_tables
+    from stagjax.reporting.console import report_console
 
     facts = inspect(args.path, checkpoint_step(args.checkpoint), args.verify)
-    console = rich.console.Console()
+    console = report_console()
     for table in checkpoint_tables(facts):
         console.print(table)
     if args.json:

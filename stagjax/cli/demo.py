@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> None:
     from stagjax.errors import UserError
     from stagjax.experiment import load_config
     from stagjax.host_memory import keep_host_memory
+    from stagjax.reporting.console import report_console
 
     keep_host_memory()
     refuse_overrides(args)
@@ -49,9 +50,6 @@ def run(args: argparse.Namespace) -> None:
         "training.global_batch=4",
     ]
     configs = {name: load_config(f"{args.config}:{name}", overrides) for name in VARIANTS}
-
-    import rich.console
-
     from stagjax.bench.machine import describe
     from stagjax.distributed import start_up
     from stagjax.files import write_json, write_result
@@ -64,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     start_up()
     begun = time.perf_counter()
     rows, samples = [], []
-    console = rich.console.Console()
+    console = report_console()
     for name, config in configs.items():
         console.rule(f"{name}: {args.steps} steps")
         train(config, args.workdir / name)

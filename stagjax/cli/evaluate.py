@@ -73,15 +73,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace, names: list[str]) -> None:
-    import rich.console
-
     from stagjax.files import write_json
     from stagjax.reporting.benchmark_tables import inventory_table, problem_lines
+    from stagjax.reporting.console import report_console
     from stagjax.tasks import catalog
     from stagjax.tasks.inventory import inventory
 
     benchmarks = catalog.select(names)
-    console = rich.console.Console(highlight=False)
+    console = report_console(highlight=False)
     with console.status(f"reading {len(benchmarks)} benchmarks in {args.data_dir}"):
         rows = inventory(benchmarks, args.data_dir)
     console.print(inventory_table(rows, args.data_dir))
@@ -151,13 +150,12 @@ def _write(output: pathlib.Path, results: dict[str, Any], cells: pathlib.Path) -
 
 
 def _show(results: dict[str, Any], args: argparse.Namespace) -> None:
-    import rich.console
-
     from stagjax.files import write_json
+    from stagjax.reporting.console import report_console
     from stagjax.reporting.evaluation_tables import evaluation_grid, footnotes, subset_grids
     from stagjax.reporting.grid import terminal_table
 
-    console = rich.console.Console(highlight=False)
+    console = report_console(highlight=False)
     for grid in (evaluation_grid(results), *subset_grids(results)):
         console.print(terminal_table(grid, console.width), "")
     for line in footnotes(results):

@@ -93,18 +93,17 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _one(args: argparse.Namespace, batches: list[int], calibrations: list[Any]) -> None:
-    import rich.console
-
     from stagjax.bench.plan import plan
     from stagjax.bench.topology import topology_devices
     from stagjax.errors import UserError
     from stagjax.files import write_json
+    from stagjax.reporting.console import report_console
     from stagjax.reporting.plots import plot_timelines
     from stagjax.reporting.tables import plan_tables
 
     request = _request(args, args.config, batches[0])
     request.check()
-    console = rich.console.Console()
+    console = report_console()
     devices = topology_devices(args.topology)
     with console.status(f"compiling {request.program} of {request.name} for {args.topology}"):
         result = plan(request, args.topology, devices, calibrations)
@@ -120,15 +119,14 @@ def _one(args: argparse.Namespace, batches: list[int], calibrations: list[Any]) 
 
 
 def _compare(args: argparse.Namespace, batches: list[int], calibrations: list[Any]) -> None:
-    import rich.console
-
     from stagjax.bench.compare import Comparison
     from stagjax.bench.topology import topology_devices
     from stagjax.files import write_json
+    from stagjax.reporting.console import report_console
     from stagjax.reporting.plots import plot_timelines
     from stagjax.reporting.tables import choices_table, comparison_table
 
-    console = rich.console.Console()
+    console = report_console()
     requests = list(_requests(args, batches))
     devices = topology_devices(args.topology)
     with console.status("compiling") as status:
@@ -158,14 +156,13 @@ def _compare(args: argparse.Namespace, batches: list[int], calibrations: list[An
 
 def _compare_training(args: argparse.Namespace, calibrations: list[Any]) -> None:
     """Plan the training of each variant; what an earlier, interrupted comparison has planned is not compiled again."""
-    import rich.console
-
     from stagjax.bench.plan import plan
     from stagjax.bench.topology import topology_devices
     from stagjax.files import write_json
+    from stagjax.reporting.console import report_console
     from stagjax.reporting.tables import training_plans_table
 
-    console = rich.console.Console()
+    console = report_console()
     path, devices = args.config.partition(":")[0], topology_devices(args.topology)
     file = args.output and args.output / "training.json"
     figures = _planned(file)

@@ -76,14 +76,13 @@ def _add_latencies(rows: Sequence[Any], results: dict[str, Any], benches: Sequen
 
 
 def _report(results: dict[str, Any], output: pathlib.Path) -> None:
-    import rich.console
-
+    from stagjax.reporting.console import report_console
     from stagjax.reporting.evaluation_report import write_reports
     from stagjax.reporting.evaluation_tables import footnotes, paper_grids
     from stagjax.reporting.grid import terminal_table
 
     write_reports(results, output)
-    console = rich.console.Console(highlight=False)
+    console = report_console(highlight=False)
     for grid in paper_grids(results, console.width):
         console.print(terminal_table(grid, console.width), "")
     for line in footnotes(results):

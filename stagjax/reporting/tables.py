@@ -119,11 +119,11 @@ def training_plans_table(plans: Sequence[dict[str, Any]], topology: str) -> rich
         f"{first['request']['context']} tokens: estimates, the compiler's, by either calibration"
     )
     table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left")
-    for column in ("variant", "parameters", "bytes a chip", "step s", "MFU", "days", "chip-hours"):
+    for column in ("variant", "params", "GB a chip", "step s", "MFU", "days", "chip-hours"):
         named = column == "variant"
         table.add_column(column, justify="left" if named else "right", no_wrap=not named, overflow="fold")
     for plan in plans:
-        cells = [plan["request"]["name"], scaled(plan["parameters"]), decimal(plan["bytes_per_chip"])]
+        cells = [plan["request"]["name"], scaled(plan["parameters"]), f"{1e-9 * plan['bytes_per_chip']:.2f}"]
         costs = [cost for cost in plan["training"] if cost["compute"] == "compiler"]
         if not costs:
             table.add_row(*cells, "does not fit")

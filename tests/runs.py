@@ -13,19 +13,21 @@ from stagjax.experiment import load_config
 from stagjax.training.state import state_around
 from tests.variants import params_of
 
-FIELDS = {
+TINY = {
     "model.model_dim": 32,
     "model.head_dim": 16,
     "model.ff_dim": 32,
-    "model.max_length": 48,
     "data.source": "text",
     "data.row_length": 32,
+    "training.validation_rows": 8,
+}
+FIELDS = TINY | {
+    "model.max_length": 48,
     "training.steps": 4,
     "training.warmup_steps": 2,
     "training.log_every": 1,
     "training.validate_every": 4,
     "training.checkpoint_every": 2,
-    "training.validation_rows": 8,
 }
 
 

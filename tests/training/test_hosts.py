@@ -18,15 +18,11 @@ import pytest
 from stagjax.checkpoints.saving import Checkpoints
 from stagjax.reporting.metrics import read_metrics
 from stagjax.training.loop import _Run
+from tests.runs import TINY, write_corpus
 
 STEPS = 20
-FIELDS = {
-    "model.model_dim": 32,
-    "model.head_dim": 16,
-    "model.ff_dim": 32,
+FIELDS = TINY | {
     "model.layers_per_stack": 1,
-    "data.source": "text",
-    "data.row_length": 32,
     "training.steps": STEPS,
     "training.learning_rate": 1e-3,
     "training.global_batch": 8,
@@ -41,9 +37,7 @@ FIELDS = {
 def folder(tmp_path_factory):
     """A small corpus, and a cache of compiled programs that all runs of this module share."""
     folder = tmp_path_factory.mktemp("runs")
-    (folder / "corpus").mkdir()
-    for n in range(60):
-        (folder / "corpus" / f"{n}.txt").write_text(f"document {n}: " + "the quick brown fox jumps. " * (n % 7 + 1))
+    write_corpus(folder)
     return folder
 
 

@@ -18,21 +18,16 @@ import pytest
 
 from stagjax.checkpoints.saving import Checkpoints
 from stagjax.reporting.metrics import read_metrics
+from tests.runs import TINY, write_corpus
 
 STEPS = 60
-FIELDS = {
-    "model.model_dim": 32,
-    "model.head_dim": 16,
-    "model.ff_dim": 32,
-    "data.source": "text",
-    "data.row_length": 32,
+FIELDS = TINY | {
     "training.steps": STEPS,
     "training.learning_rate": 1e-3,
     "training.global_batch": 4,
     "training.log_every": 1,
     "training.validate_every": 8,
     "training.checkpoint_every": 5,
-    "training.validation_rows": 8,
 }
 # Batches 3 and 13 are not finite, 45 and 50 are spikes; reading takes long enough for kills to hit any step.
 FAULTS = {"nonfinite": [3, 13], "spike": [45, 50], "slow_seconds": 0.02}
@@ -46,9 +41,7 @@ POLICIES = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kills")
-    (folder / "corpus").mkdir()
-    for n in range(60):
-        (folder / "corpus" / f"{n}.txt").write_text(f"document {n}: " + "the quick brown fox jumps. " * (n % 7 + 1))
+    write_corpus(folder)
     return folder
 
 

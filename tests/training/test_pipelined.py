@@ -19,6 +19,7 @@ from stagjax.mesh import training_mesh
 from stagjax.training.loop import train
 from stagjax.training.state import abstract_state, create_state
 from stagjax.training.step import training_program, validation_program
+from tests.runs import write_corpus
 from tests.variants import tiny
 
 ROWS, LENGTH, STEPS = 16, 20, 20
@@ -116,9 +117,7 @@ def test_slices_send_each_other_outputs_and_never_weights(remat):
 
 
 def test_a_run_goes_on_over_slices(tmp_path, capfd):
-    (tmp_path / "corpus").mkdir()
-    for n in range(60):
-        (tmp_path / "corpus" / f"{n}.txt").write_text(f"document {n}: " + "the quick brown fox jumps. " * (n % 7 + 1))
+    write_corpus(tmp_path)
     config = Config(
         tiny(vocab_size=259, layers_per_stack=1),
         DataConfig(source="text", path=str(tmp_path / "corpus"), row_length=LENGTH),

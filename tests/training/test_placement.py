@@ -25,6 +25,7 @@ from stagjax.sharding import logical_axes, parameter_path, spec
 from stagjax.training.loop import train
 from stagjax.training.state import abstract_state, create_state
 from stagjax.training.step import training_program, validation_program
+from tests.runs import write_corpus
 from tests.variants import tiny
 
 ROWS, LENGTH, STEPS = 16, 20, 20
@@ -232,9 +233,7 @@ def test_the_validation_step_is_the_same_on_a_mesh(loader, runs):
 
 
 def test_a_run_goes_on_on_another_mesh(tmp_path, capfd):
-    (tmp_path / "corpus").mkdir()
-    for n in range(60):
-        (tmp_path / "corpus" / f"{n}.txt").write_text(f"document {n}: " + "the quick brown fox jumps. " * (n % 7 + 1))
+    write_corpus(tmp_path)
     config = dataclasses.replace(
         case("fsdp"),
         model=tiny(vocab_size=259, num_stacks=1, layers_per_stack=1),

@@ -22,6 +22,7 @@ from stagjax.reporting.metrics import read_metrics
 from stagjax.reporting.progress import Progress
 from stagjax.training import loop
 from stagjax.training.profiling import Window
+from tests.runs import write_corpus
 from tests.training import faults
 from tests.variants import tiny
 
@@ -32,9 +33,7 @@ STEPS = 56
 def folder(tmp_path_factory):
     """A small corpus; programs that runs of this module share are compiled once."""
     folder = tmp_path_factory.mktemp("policies")
-    (folder / "corpus").mkdir()
-    for n in range(60):
-        (folder / "corpus" / f"{n}.txt").write_text(f"document {n}: " + "the quick brown fox jumps. " * (n % 7 + 1))
+    write_corpus(folder)
     options = {"jax_compilation_cache_dir": str(folder / "compiled"), "jax_persistent_cache_min_compile_time_secs": 0.1}
     before = {name: getattr(jax.config, name) for name in options}
     for name, value in options.items():

@@ -14,20 +14,16 @@ import pytest
 
 from stagjax.checkpoints.saving import Checkpoints
 from stagjax.reporting.metrics import read_metrics
+from tests.runs import TINY, write_corpus
 
 STEPS = 24
-TINY = {
-    "model.model_dim": 32,
-    "model.head_dim": 16,
-    "model.ff_dim": 32,
-    "data.row_length": 32,
+FIELDS = TINY | {
     "training.steps": STEPS,
     "training.learning_rate": 1e-3,
     "training.global_batch": 4,
     "training.log_every": 1,
     "training.validate_every": 8,
     "training.checkpoint_every": 4,
-    "training.validation_rows": 8,
 }
 
 
@@ -35,14 +31,12 @@ TINY = {
 def folder(tmp_path_factory):
     """A small corpus, and a cache of compiled programs that all runs of this module share."""
     folder = tmp_path_factory.mktemp("runs")
-    (folder / "corpus").mkdir()
-    for n in range(60):
-        (folder / "corpus" / f"{n}.txt").write_text(f"document {n}: " + "the quick brown fox jumps. " * (n % 7 + 1))
+    write_corpus(folder)
     return folder
 
 
 def command(folder, workdir, **changes):
-    fields = TINY | {"data.source": "text", "data.path": str(folder / "corpus")}
+    fields = FIELDS | {"data.path": str(folder / "corpus")}
     fields |= {name.replace("__", "."): value for name, value in changes.items()}
     return [
         sys.executable,

@@ -5,11 +5,10 @@ import dataclasses
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import rich.console
 from jax.sharding import Mesh
 
@@ -18,7 +17,7 @@ from stagjax import workdir as workdirs
 from stagjax.checkpoints.saving import Checkpoints
 from stagjax.config import Config
 from stagjax.data.corpus import Corpus, load_corpus
-from stagjax.data.loader import RowLoader, validation_batches
+from stagjax.data.loader import RowLoader
 from stagjax.errors import RunFailed
 from stagjax.hardware import chip_of
 from stagjax.mesh import training_mesh
@@ -32,13 +31,13 @@ from stagjax.training import goodput as accounts
 from stagjax.training.goodput import Goodput
 from stagjax.training.initial import find_origin
 from stagjax.training.interrupts import Interrupts
-from stagjax.training.placing import gathered, own_rows, placed
+from stagjax.training.placing import own_rows, placed
 from stagjax.training.prefetch import Prefetcher
 from stagjax.training.profiling import Profiler, Window
 from stagjax.training.recovery import BadStep, Judge, SkippedBatches
 from stagjax.training.state import TrainState, abstract_state, create_state
-from stagjax.training.step import training_program, validation_program
-from stagjax.training.validation import SubsetSums
+from stagjax.training.step import training_program
+from stagjax.training.validation import Validator, placed_byte_lengths
 from stagjax.training.watching import Watch
 
 _LISTEN_SECONDS = 0.2
@@ -208,12 +207,8 @@ class _Run:
         # First, so that the first batches are read meanwhile.
         self._go_on_from(restored, first=first)
         self.train_step = step.lower(*arguments).compile()
-        step, arguments = validation_program(self.config, self.mesh)
-        self.validation_step = step.lower(*arguments).compile()
-        self.validation_batch = arguments[1]
-        byte_lengths_V = np.zeros(lengths.shape, lengths.dtype)
-        byte_lengths_V[: self.corpus.vocabulary.size] = self.corpus.vocabulary.byte_lengths
-        self.byte_lengths_V = placed(byte_lengths_V, lengths)
+        self.byte_lengths_V = placed_byte_lengths(self.corpus.vocabulary, lengths)
+        self.validator = Validator(self.config, self.mesh, self.corpus)
         seconds = time.perf_counter() - begun
         self.watch.write(self.step, {"compile/seconds": seconds})
         self.progress.note(f"compiled in {seconds:.1f} s")
@@ -346,11 +341,7 @@ class _Run:
 
     def _validate(self, params: Any, step: int) -> dict[str, float]:
         self.progress.phase("validating")
-        sums = SubsetSums(self.corpus.subsets)
-        for batch in self._validation_batches():
-            subsets_B = gathered(batch.pop("subsets"), self.validation_batch["inputs"])
-            batch = placed(batch, self.validation_batch)
-            sums.add(self.validation_step(params, batch, self.byte_lengths_V), subsets_B)
+        sums = self.validator(params)
         result = sums.total()
         # Parameters can be lost in the last update, after its loss was computed: such a state is never saved.
         self.judge.check_validation(step, result["loss"])
@@ -359,12 +350,6 @@ class _Run:
             self.progress.note(line)
         self.progress.phase("training")
         return result
-
-    def _validation_batches(self) -> Iterator[dict[str, np.ndarray]]:
-        training = self.config.training
-        rows = training.global_batch // training.accumulation
-        own = own_rows(self.validation_batch["inputs"])
-        return validation_batches(self.corpus.validation, rows, training.validation_rows, own)
 
     def _save(self, validation_loss: float | None) -> None:
         self.checkpoints.save(

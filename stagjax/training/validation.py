@@ -2,17 +2,21 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from stagjax.config import Config
-from stagjax.data.corpus import load_corpus
+from stagjax.config import Config, MeshConfig
+from stagjax.data.corpus import Corpus, load_corpus
 from stagjax.data.loader import validation_batches
 from stagjax.data.manifest import Manifest, differences
+from stagjax.data.vocabulary import Vocabulary
 from stagjax.errors import UserError
-from stagjax.training.step import make_validation_step
+from stagjax.mesh import training_mesh
+from stagjax.model.stagformer import Params
+from stagjax.training.placing import gathered, own_rows, placed
+from stagjax.training.step import validation_program
 
 _SUMS = ("nats", "tokens", "bytes")
 UNNAMED = "unnamed"  # Documents of a corpus with subsets that belong to none.
@@ -66,10 +70,42 @@ class SubsetSums:
         return lines + [f"  {name:{width}}  {_text(figures)}" for name, figures in subsets.items()]
 
 
-def validate(models: Sequence[tuple[Config, Any]], manifest: Manifest) -> list[dict[str, float]]:
-    """Return "loss" and "bits_per_byte" of models outside of a run, on the corpus of the first, on one device.
+class Validator:
+    """Sums the validation loss of parameters by subset, on a mesh; its step is compiled when it is made.
 
-    The rows are those that `training.validation_rows` names, as in a run.
+    Args:
+      config: the experiment; `training.validation_rows` names the rows.
+      mesh: of training.
+      corpus: whose validation rows are read, by each host its own.
+    """
+
+    def __init__(self, config: Config, mesh: Mesh, corpus: Corpus):
+        step, arguments = validation_program(config, mesh)
+        _, self._batch, lengths = arguments
+        self._step = step.lower(*arguments).compile()
+        self._byte_lengths_V = placed_byte_lengths(corpus.vocabulary, lengths)
+        self._config, self._corpus = config, corpus
+
+    def __call__(self, params: Params) -> SubsetSums:
+        """Return the sums over all rows; all hosts call, and get the same."""
+        training, whole = self._config.training, self._batch["inputs"]
+        batches = validation_batches(self._corpus.validation, whole.shape[0], training.validation_rows, own_rows(whole))
+        sums = SubsetSums(self._corpus.subsets)
+        for batch in batches:
+            subsets_B = gathered(batch.pop("subsets"), whole)
+            sums.add(self._step(params, placed(batch, self._batch), self._byte_lengths_V), subsets_B)
+        return sums
+
+
+def placed_byte_lengths(vocabulary: Vocabulary, abstract: jax.ShapeDtypeStruct) -> jax.Array:
+    """Return the UTF-8 bytes of each id, as a step takes them: 0 for ids that the vocabulary does not have."""
+    byte_lengths_V = np.zeros(abstract.shape, abstract.dtype)
+    byte_lengths_V[: vocabulary.size] = vocabulary.byte_lengths
+    return placed(byte_lengths_V, abstract)
+
+
+def validate(models: Sequence[tuple[Config, Params]], manifest: Manifest) -> list[dict[str, float]]:
+    """Return "loss" and "bits_per_byte" of models outside of a run, on the corpus of the first, on one device.
 
     Args:
       models: (config, params) of each; their data sections are alike.
@@ -82,18 +118,8 @@ def validate(models: Sequence[tuple[Config, Any]], manifest: Manifest) -> list[d
     corpus = load_corpus(first.data, first.model.vocab_size)
     if lines := differences(manifest, corpus.manifest):
         raise UserError(f"data.source={first.data.source!r} is not what the model was trained on: {'; '.join(lines)}")
-    rows = first.training.global_batch // first.training.accumulation
-    results = []
-    for config, params in models:
-        byte_lengths_V = np.zeros(config.model.vocab_size, np.float32)
-        byte_lengths_V[: corpus.vocabulary.size] = corpus.vocabulary.byte_lengths
-        step = jax.jit(make_validation_step(config))
-        sums = SubsetSums(corpus.subsets)
-        for batch in validation_batches(corpus.validation, rows, first.training.validation_rows):
-            subsets_B = batch.pop("subsets")
-            sums.add(step(params, batch, byte_lengths_V), subsets_B)
-        results.append(sums.total())
-    return results
+    mesh = training_mesh(MeshConfig(), jax.devices()[:1])
+    return [Validator(config, mesh, corpus)(params).total() for config, params in models]
 
 
 def _figures(nats: float, tokens: float, num_bytes: float) -> dict[str, float]:

@@ -149,7 +149,7 @@ def test_a_damaged_origin_is_named(source, corpus, tmp_path):
 
 def test_parameters_without_a_finite_loss_are_refused(source, corpus, tmp_path, monkeypatch):
     lost = {"loss": math.nan, "bits_per_byte": math.nan}
-    monkeypatch.setattr("stagjax.training.loop.SubsetSums.total", lambda self: lost)
+    monkeypatch.setattr("stagjax.training.validation.SubsetSums.total", lambda self: lost)
     with pytest.raises(RunFailed, match=r"step 0: validation loss nan .* give another --init-from"):
         train(tiny_run("separate_2x3", corpus), tmp_path / "run", f"{source}:2")
     assert not Checkpoints(tmp_path / "run", 1, read_only=True).steps()

@@ -1,3 +1,4 @@
+import asyncio
 import os
 import shutil
 
@@ -5,6 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from stagjax import distributed
+from stagjax.checkpoints import stored
 from stagjax.errors import RunFailed, UserError
 from tests.checkpoints.test_saving import (
     CONFIG,
@@ -178,3 +180,14 @@ def test_damage_is_one_line_for_the_user_until_the_process_ends(tmp_path):
         f"{tmp_path}/checkpoints/30",
         f"{tmp_path}/checkpoints/20",
     ]
+
+
+def test_a_read_that_ends_after_another_has_failed_says_nothing():
+    with stored.draining_loops():
+        loop = asyncio.new_event_loop()
+    loop.close()
+    assert loop.call_soon_threadsafe(print) is None
+    plain = asyncio.new_event_loop()
+    plain.close()
+    with pytest.raises(RuntimeError, match="Event loop is closed"):
+        plain.call_soon_threadsafe(print)

@@ -40,6 +40,11 @@ def is_bucket(path: Any) -> bool:
     return os.fspath(path).startswith(SCHEME)
 
 
+def absolute(path: Any) -> Any:
+    """Return a path from the root; one in a bucket is, and would be taken for one below this directory."""
+    return path if is_bucket(path) else path.expanduser().resolve()
+
+
 def file_system() -> Any:
     """Return the file system of buckets, with requests that end.
 

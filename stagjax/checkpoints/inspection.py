@@ -6,9 +6,11 @@ from typing import Any
 
 from etils import epath
 
+from stagjax import bucket
+from stagjax.bucket import CHECKPOINTS
 from stagjax.checkpoints import exported, stored
 from stagjax.checkpoints.exported import shape_of
-from stagjax.checkpoints.origin import read_metadata
+from stagjax.checkpoints.origin import read_metadata, workdir_of
 from stagjax.checkpoints.saving import content_key
 from stagjax.checkpoints.stored import DamagedError
 
@@ -34,14 +36,14 @@ def inspect(path: pathlib.Path, checkpoint: str | int | None = None, verify: boo
       UserError: there is no model, or no such checkpoint.
       RunFailed: the metadata themselves are damaged; other damage is a "validity".
     """
-    if exported.is_export(path):
-        kind, checkpoints, metadata, place = "export", [], read_metadata(path, checkpoint), path
-    else:
-        metadata = read_metadata(path, checkpoint)
-        is_checkpoint = path.name == str(metadata["step"]) and path.parent.name == "checkpoints"
-        kind, directory = ("checkpoint", path.parent) if is_checkpoint else ("workdir", path / "checkpoints")
+    metadata = read_metadata(path, checkpoint)
+    place = bucket.absolute(path)
+    kind, checkpoints = "export", []
+    if not exported.is_export(path):
+        directory = workdir_of(place) / CHECKPOINTS
+        kind = "checkpoint" if place.parent == directory else "workdir"
+        checkpoints = _checkpoints(directory) if kind == "workdir" else []
         place = directory / str(metadata["step"])
-        checkpoints = [] if is_checkpoint else _checkpoints(directory)
     arrays = metadata["arrays"]
     return {
         "path": str(path),

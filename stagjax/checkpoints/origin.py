@@ -63,8 +63,9 @@ def read_model(
 
 def workdir_of(path: pathlib.Path) -> pathlib.Path:
     """Return the workdir of a checkpoint (`WORKDIR/checkpoints/STEP`); any other path is returned as it is."""
-    is_checkpoint = path.name.isdecimal() and path.parent.name == CHECKPOINTS
-    return path.parent.parent if is_checkpoint else path
+    whole = bucket.absolute(path)
+    is_checkpoint = whole.name.isdecimal() and whole.parent.name == CHECKPOINTS
+    return whole.parent.parent if is_checkpoint else path
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import rich.console
 from etils import epath
 
 from stagjax import distributed
-from stagjax.bucket import CHECKPOINTS, is_bucket
+from stagjax.bucket import CHECKPOINTS, absolute
 from stagjax.checkpoints.stored import DamagedError, draining_loops, read_metadata, read_params, read_state, reason
 from stagjax.errors import RunFailed, UserError
 from stagjax.fingerprint import describe, digest, fingerprint
@@ -53,9 +53,7 @@ class Checkpoints:
         warn: Callable[[str], None] = print_warning,
         keep_every: int | None = None,
     ):
-        # A path in a bucket is as absolute as can be, and would be taken for one below this directory.
-        path = epath.Path(workdir)
-        self.directory = (path if is_bucket(path) else path.expanduser().resolve()) / CHECKPOINTS
+        self.directory = absolute(epath.Path(workdir)) / CHECKPOINTS
         self.keep_last, self.keep_every = keep_last, keep_every
         self._read_only = read_only
         self._warn = warn

@@ -138,7 +138,7 @@ def origin_of(path: pathlib.Path, metadata: Mapping[str, Any]) -> Origin:
 
 
 def _absolute(path: pathlib.Path) -> str:
-    return os.fspath(path) if bucket.is_bucket(path) else str(path.resolve())
+    return os.fspath(bucket.absolute(path))
 
 
 def _check_shapes(init_from: str, arrays: dict[str, str], model: ModelConfig) -> None:

@@ -31,6 +31,23 @@ def run(*argv):
     assert main(["checkpoint", *map(str, argv)]) == 0
 
 
+@pytest.mark.parametrize(
+    ("inside", "path", "kind"),
+    [
+        ("..", "run", "workdir"),
+        (".", ".", "workdir"),
+        ("..", "run/checkpoints/4", "checkpoint"),
+        ("checkpoints", "4", "checkpoint"),
+    ],
+)
+def test_inspect_takes_a_path_from_here(baseline, tmp_path, monkeypatch, capsys, inside, path, kind):
+    monkeypatch.chdir(baseline / inside)
+    run("inspect", path, "--verify", f"--json={tmp_path}/facts.json")
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert (facts["path"], facts["kind"], facts["validity"]) == (path, kind, inspection.VERIFIED)
+    assert facts["step"] == (2 if kind == "workdir" else 4)
+
+
 def test_inspect_lists_everything_without_reading_arrays(baseline, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(stored, "_read", None)
     run("inspect", baseline, f"--json={tmp_path}/facts.json")

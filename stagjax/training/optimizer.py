@@ -10,7 +10,9 @@ from stagjax.model.stagformer import Params
 def learning_rate_schedule(training: TrainingConfig) -> optax.Schedule:
     """Return step -> learning rate: linear from 0 to the peak, then a cosine to `final_learning_rate` of it."""
     peak, final = training.learning_rate, training.learning_rate * training.final_learning_rate
-    return optax.warmup_cosine_decay_schedule(0.0, peak, training.warmup_steps, max(training.steps, 1), final)
+    # A run may be all warm-up: then the cosine is never reached, but optax wants it to have a step.
+    end = max(training.steps, training.warmup_steps + 1)
+    return optax.warmup_cosine_decay_schedule(0.0, peak, training.warmup_steps, end, final)
 
 
 def make_optimizer(training: TrainingConfig) -> optax.GradientTransformation:

@@ -148,6 +148,12 @@ def test_the_schedule_warms_up_and_ends_at_a_tenth():
     assert [float(schedule(t)) for t in (0, 5, 10, 60, 110)] == pytest.approx([0, 1, 2, 1.1, 0.2])
 
 
+@pytest.mark.parametrize(("warmup", "steps", "wanted"), [(4, 4, [0, 0.5, 1, 1.5]), (0, 1, [2]), (0, 0, [2])])
+def test_a_run_may_be_all_warm_up_or_have_none(warmup, steps, wanted):
+    schedule = learning_rate_schedule(TrainingConfig(learning_rate=2.0, warmup_steps=warmup, steps=steps))
+    assert [float(schedule(t)) for t in range(max(steps, 1))] == pytest.approx(wanted)
+
+
 def test_a_seed_decides_the_parameters():
     first, same, other = (create_state(config_of(seed=seed))["params"]["embedding"] for seed in (1, 1, 2))
     assert (first == same).all()

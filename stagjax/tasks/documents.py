@@ -68,7 +68,9 @@ class DocumentWriter:
         """Append a document."""
         encoded, serializer = _codec()
         example = {"text": document.text, "name": document.name, "subset": document.subset}
-        self._writer.write(serializer.serialize_example(encoded.encode_example(example)))
+        proto = serializer.get_tf_example(encoded.encode_example(example))
+        # Otherwise the order of the fields is another one in every process, and so are the files.
+        self._writer.write(proto.SerializeToString(deterministic=True))
 
     def close(self) -> None:
         """Write what is left; raise `RuntimeError` where that fails."""

@@ -14,7 +14,7 @@ from stagjax.data.preparing import Settings, prepare  # noqa: E402
 from stagjax.data.vocabulary import ByteVocabulary  # noqa: E402
 from stagjax.tasks import documents, pretraining  # noqa: E402
 from tests.data.pile import write_pile  # noqa: E402
-from tests.data.test_preparing import Watcher  # noqa: E402
+from tests.data.test_preparing import Watcher, files  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,14 @@ def test_tensorflow_datasets_reads_every_document_as_it_stands(prepared):
             for shard in shards
             for line, (text, subset) in enumerate(prepared[1][shard], 1)
         ]
+
+
+def test_other_processes_write_the_same_bytes(prepared, tmp_path):
+    shards = list_shards(str(prepared[0].parent / "in"), None)
+    prepare(shards, Settings("bytes", 32, 0), tmp_path, Watcher(), processes=1, documents=documents)
+    found, wanted = files(tmp_path), files(prepared[0])
+    assert found.keys() == wanted.keys() and any(name.startswith("documents/") for name in found)
+    assert [name for name in found if found[name] != wanted[name]] == []
 
 
 def test_the_task_yields_the_ids_of_rows_and_documents(prepared):

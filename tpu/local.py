@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from typing import BinaryIO
 
 from stagjax.errors import UserError
 from tpu.restarts import WorkerState
@@ -84,7 +85,7 @@ class LocalTarget:
             with self.log(index).open("ab") as log:
                 log.write(f"--- attempt {attempt + 1}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
                 log.flush()
-                self._workers.append(_Worker(f"worker {index}", self.command, os.environ | told, log.fileno()))
+                self._workers.append(_Worker(f"worker {index}", self.command, os.environ | told, self.log(index), log))
 
     def states(self) -> Sequence[WorkerState]:
         """Return every process's state."""
@@ -112,8 +113,10 @@ class _Worker:
     end is known, however close they are.
     """
 
-    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], output: int):
-        self.state = WorkerState(name)
+    def __init__(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str], log: pathlib.Path, output: BinaryIO
+    ):
+        self.state, self._log = WorkerState(name), log
         try:
             self._process = subprocess.Popen(
                 command,
@@ -142,7 +145,8 @@ class _Worker:
 
     def _wait(self) -> None:
         code = self._process.wait()
-        self.state = WorkerState(self.state.name, code if code >= 0 else 128 - code, time.time())
+        ended, lines = time.time(), self._log.read_text(errors="replace").splitlines()
+        self.state = WorkerState(self.state.name, code if code >= 0 else 128 - code, ended, said=lines[-1])
 
 
 def _die_with_parent(libc: ctypes.CDLL) -> None:

@@ -38,19 +38,22 @@ class WorkerState:
       status: exit status, None while it runs.
       ended: seconds since 1970 when it ended.
       note: what is known besides, e.g. that its machine is gone.
+      said: the last line of its log, once it has ended.
     """
 
     name: str
     status: int | None = None
     ended: float = 0.0
     note: str = ""
+    said: str = ""
 
     def __str__(self) -> str:
-        """Return e.g. "worker 3 ended with 75 (preempted and saved)"."""
+        """Return e.g. "worker 3 ended with 75 (preempted and saved): stagjax: SIGTERM: step 12 is saved"."""
         if self.status is None:
             return f"{self.name} is running"
         meaning = self.note or MEANINGS.get(self.status) or ended_by(self.status)
-        return f"{self.name} ended with {self.status} ({meaning})"
+        said = f": {self.said}" if self.said else ""
+        return f"{self.name} ended with {self.status} ({meaning}){said}"
 
 
 def ended_by(status: int) -> str:

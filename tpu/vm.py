@@ -17,7 +17,7 @@ from tpu.shell import Shell
 
 HERE = pathlib.Path(__file__).parent
 _REMOTE = "stagjax-run"  # in the home directory of a worker
-_LINE = re.compile(r"^stagjax-worker (\S+) (running|ended|absent)(?: (\d+) ([\d.]+))?$", re.MULTILINE)
+_LINE = re.compile(r"^stagjax-worker (\S+) (running|ended|absent)(?: (\d+) ([\d.]+) ?(.*))?$", re.MULTILINE)
 _GONE = {"SUSPENDED", "SUSPENDING", "FAILED", "PREEMPTED", "TERMINATED"}
 _UNREACHABLE_POLLS = 20
 
@@ -157,8 +157,10 @@ class VmTarget:
         """
         found = self._ask()
         states = [
-            WorkerState(name, None if what == "running" else int(status or KILLED), float(when or time.time()))
-            for name, what, status, when in found
+            WorkerState(
+                name, None if what == "running" else int(status or KILLED), float(when or time.time()), said=said
+            )
+            for name, what, status, when, said in found
         ]
         if len(found) >= self.num_workers:
             self._unreachable = 0
@@ -230,8 +232,8 @@ class VmTarget:
             else:
                 self._shell.run(self._ssh(node, remote), quiet=True)
 
-    def _ask(self) -> list[tuple[str, str, str, str]]:
-        """Return (worker, what, status, when) of every worker that answers."""
+    def _ask(self) -> list[tuple[str, str, str, str, str]]:
+        """Return (worker, what, status, when, last line of its log) of every worker that answers."""
         found = []
         for node in self.nodes:
             _, out, _ = self._shell.attempt(self._ssh(node, f"bash {_REMOTE}/worker.sh status {self.options.run}"))

@@ -2,7 +2,7 @@
 # One worker's share of a run: the command in the background, its log, its exit status.
 #
 #   worker.sh start RUN COMMAND...      refuses while RUN is under way here
-#   worker.sh status RUN                one line: stagjax-worker HOST running|absent, or ended STATUS SECONDS
+#   worker.sh status RUN                one line: stagjax-worker HOST running|absent, or ended STATUS SECONDS LAST_LINE
 #   worker.sh stop RUN SIGNAL SECONDS   signal the command; kill it if it is there after SECONDS
 #   worker.sh log RUN                   print the log of all attempts
 #
@@ -54,7 +54,7 @@ case $verb in
     ;;
   status)
     if [[ -s $dir/status ]]; then
-      echo "stagjax-worker $(hostname) ended $(cat "$dir/status")"
+      echo "stagjax-worker $(hostname) ended $(cat "$dir/status") $(tail -n 1 "$dir/log")"
     elif alive; then
       echo "stagjax-worker $(hostname) running"
     elif [[ -s $dir/pid ]]; then

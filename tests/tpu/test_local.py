@@ -106,8 +106,9 @@ if attempt == 1:
 
 @pytest.mark.parametrize("code", [1, 2, 3])
 def test_failures_are_final(tmp_path, code):
-    status, out = run(tmp_path, f"if me == 1:\n    sys.exit({code})\n" + WAIT)
+    status, out = run(tmp_path, f"if me == 1:\n    print('what was wrong')\n    sys.exit({code})\n" + WAIT)
     assert status == code
+    assert "): what was wrong\n" in out
     assert len(attempts(tmp_path, 0)) == 1
     assert f"not started again: status {code} would come again" in out
     assert str(tmp_path / "logs" / "worker-1.log") in out

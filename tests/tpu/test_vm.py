@@ -140,7 +140,8 @@ def test_machines_that_are_gone_are_asked_for_again(cloud):
 
 @pytest.mark.parametrize("code", [2, 3])
 def test_failures_are_final_and_the_others_are_asked_to_save(cloud, code):
-    program = f"[[ $WORKER == 0 ]] || {{ echo 'what was wrong, in (words)'; exit {code}; }}; trap 'touch $CLOUD/saved-$WORKER; exit 75' TERM; sleep 60 & wait"
+    program = f"[[ $WORKER == 0 ]] || {{ echo 'what was wrong, in (words)'; exit {code}; }}; "
+    program += "trap 'touch $CLOUD/saved-$WORKER; exit 75' TERM; sleep 60 & wait"
     status, out, _ = cloud.finish(cloud.launch(program))
     assert status == code
     assert f"ended with {code} (" in out and "): what was wrong, in (words)\n" in out

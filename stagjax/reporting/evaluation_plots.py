@@ -25,13 +25,14 @@ def draw_pictures(results: Results, output: pathlib.Path) -> list[Picture]:
 
 
 def draw_tasks(results: Results, path: pathlib.Path) -> Picture | None:
-    """Draw each row's main metric of every task that has a best possible score, as a share of it."""
-    tasks = [task for task in results["tasks"] if task["perfect"]]
-    points = [[_share(estimate_of(row, task), task["perfect"]) for task in tasks] for row in results["rows"]]
-    if not any(point for of_row in points for point in of_row):
+    """Draw each row's main metric of every task that was evaluated and has a best possible score, as a share of it."""
+    rows = results["rows"]
+    tasks = [t for t in results["tasks"] if t["perfect"] and any(_share(estimate_of(row, t), 1.0) for row in rows)]
+    points = [[_share(estimate_of(row, task), task["perfect"]) for task in tasks] for row in rows]
+    if not tasks:
         return None
     names = [f"{task['label']} ({task['metric']})" for task in tasks]
-    _lanes(names, results["rows"], points, "share of the best possible score", path)
+    _lanes(names, rows, points, "share of the best possible score", path)
     return Picture(path, "Accuracy by task", f"The main metric of each task, as a share of the best possible. {ERRORS}")
 
 

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from stagjax.reporting import evaluation_plots
 from stagjax.reporting.evaluation_report import comma_separated, markdown, write_reports
 from stagjax.reporting.evaluation_tables import (
     evaluation_grid,
@@ -176,3 +177,15 @@ def test_the_page_stands_by_itself(results, tmp_path):
         picture.unlink()
     write_reports(results, tmp_path)
     assert [path.name for path in tmp_path.glob("*.png")] == ["tasks.png"]
+
+
+def test_a_task_that_no_row_has_is_not_drawn(results, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(evaluation_plots, "_lanes", lambda names, *_: drawn.append(names))
+    evaluation_plots.draw_tasks(results, tmp_path / "tasks.png")
+    label = next(task["label"] for task in results["tasks"] if task["perfect"])
+    for one in results["rows"]:
+        one["cells"][label] = missing()
+    evaluation_plots.draw_tasks(results, tmp_path / "tasks.png")
+    assert [name for name in drawn[0] if name not in drawn[1]] == [name for name in drawn[0] if name.startswith(label)]
+    assert len(drawn[1]) == len(drawn[0]) - 1 > 0

@@ -117,15 +117,16 @@ def _of_export(path: pathlib.Path, checkpoint: str | int | None, read: Callable[
 
 
 def _of_workdir(path: pathlib.Path, checkpoint: str | int | None) -> tuple[Checkpoints, str | int | None]:
-    workdir = workdir_of(path)
+    place = bucket.absolute(path)
+    workdir = workdir_of(place)
     if not bucket.is_dir(workdir / CHECKPOINTS):
         raise UserError(
             f"{str(path)!r} holds no checkpoints and is no export; give the --workdir of a stagjax train run, or what "
             "stagjax checkpoint export wrote"
         )
     checkpoints = Checkpoints(workdir, keep_last=1, read_only=True)
-    if workdir != path:
-        if checkpoint not in (None, int(path.name)):
-            raise UserError(f"{path} is checkpoint {path.name}, not {checkpoint}; name one of them")
-        return checkpoints, int(path.name)
+    if workdir != place:
+        if checkpoint not in (None, int(place.name)):
+            raise UserError(f"{path} is checkpoint {place.name}, not {checkpoint}; name one of them")
+        return checkpoints, int(place.name)
     return checkpoints, checkpoints.best() if checkpoint is None else checkpoint

@@ -38,9 +38,13 @@ def run(*argv):
         (".", ".", "workdir"),
         ("..", "run/checkpoints/4", "checkpoint"),
         ("checkpoints", "4", "checkpoint"),
+        ("checkpoints/4", ".", "checkpoint"),
+        (".", "newest", "checkpoint"),
     ],
 )
 def test_inspect_takes_a_path_from_here(baseline, tmp_path, monkeypatch, capsys, inside, path, kind):
+    (baseline / "newest").unlink(missing_ok=True)
+    (baseline / "newest").symlink_to("checkpoints/4")
     monkeypatch.chdir(baseline / inside)
     run("inspect", path, "--verify", f"--json={tmp_path}/facts.json")
     facts = json.loads((tmp_path / "facts.json").read_text())

@@ -145,8 +145,19 @@ class _Worker:
 
     def _wait(self) -> None:
         code = self._process.wait()
-        ended, lines = time.time(), self._log.read_text(errors="replace").splitlines()
-        self.state = WorkerState(self.state.name, code if code >= 0 else 128 - code, ended, said=lines[-1])
+        ended = time.time()
+        self.state = WorkerState(self.state.name, code if code >= 0 else 128 - code, ended, said=_last_line(self._log))
+
+
+def _last_line(log: pathlib.Path) -> str:
+    """Return the end of a log, which may be long; "" where it is gone."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 4096))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return lines[-1] if lines else ""
 
 
 def _die_with_parent(libc: ctypes.CDLL) -> None:

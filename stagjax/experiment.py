@@ -12,6 +12,8 @@ import ml_collections
 from stagjax.config import Config
 from stagjax.errors import UserError, unknown
 
+_EXAMPLE = "experiments/stdlib.py:separate_2x3"
+
 
 def variant_names(path: str) -> list[str]:
     """Return the variants that an experiment file names.
@@ -19,7 +21,7 @@ def variant_names(path: str) -> list[str]:
     Raises:
       UserError: a missing file, or one without a table of variants.
     """
-    module = _load_file(path, path)
+    module = _load_file(path, _EXAMPLE)
     if not hasattr(module, "VARIANTS"):
         raise UserError(f"--config={path}: the file has no table VARIANTS; name the variants")
     return list(module.VARIANTS)
@@ -35,15 +37,30 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
       UserError: missing file, no `get_config`, unknown variant, unknown field, broken rule.
     """
-    path, _, arg = spec.partition(":")
-    module = _load_file(path, spec)
-    try:
-        tree = module.get_config(arg)
-    except (KeyError, TypeError, AttributeError) as error:
-        # What ConfigDict raises for a field that the file sets wrongly.
-        raise UserError(f"--config={spec}: get_config does not run: {type(error).__name__}: {error}") from error
+    tree = call_file(spec, "get_config", _EXAMPLE)
     override(tree, overrides)
     return Config.from_dict(tree.to_dict())
+
+
+def call_file(spec: str, function: str, example: str) -> Any:
+    """Return what a function of a Python file returns.
+
+    Args:
+      spec: "FILE.py[:ARG]", as the user gave it for --config.
+      function: its name; it takes ARG.
+      example: of a spec, for messages.
+
+    Raises:
+      UserError: there is no such file or function, or one of them does not run.
+    """
+    module, (path, _, arg) = _load_file(spec, example), spec.partition(":")
+    if not hasattr(module, function):
+        raise UserError(f"--config={spec}: {path!r} defines no {function}(arg); see {example.partition(':')[0]}")
+    try:
+        return getattr(module, function)(arg)
+    except (KeyError, TypeError, AttributeError) as error:
+        # Also what ConfigDict raises for a field that the file sets wrongly.
+        raise UserError(f"--config={spec}: {function} does not run: {type(error).__name__}: {error}") from error
 
 
 def select_variant(
@@ -96,20 +113,19 @@ def override(config: ml_collections.ConfigDict, assignments: Sequence[str]) -> N
         _assign(config, {key: value})
 
 
-def _load_file(path: str, spec: str) -> Any:
+def _load_file(spec: str, example: str) -> Any:
+    path = spec.partition(":")[0]
     file = pathlib.Path(path)
     if not file.is_file():
-        raise UserError(f"--config={spec}: there is no file {path!r}; use e.g. experiments/stdlib.py:separate_2x3")
-    module_spec = importlib.util.spec_from_file_location(f"experiment_{file.stem}", file)
+        raise UserError(f"--config={spec}: there is no file {path!r}; use e.g. {example}")
+    module_spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
     if module_spec is None or module_spec.loader is None:
-        raise UserError(f"--config={spec}: {path!r} is not a Python file; use e.g. experiments/stdlib.py:separate_2x3")
+        raise UserError(f"--config={spec}: {path!r} is not a Python file; use e.g. {example}")
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:
         raise UserError(f"--config={spec}: {path!r} does not run: {type(error).__name__}: {error}") from error
-    if not hasattr(module, "get_config"):
-        raise UserError(f"--config={spec}: {path!r} defines no get_config(arg); see experiments/stdlib.py")
     return module
 
 

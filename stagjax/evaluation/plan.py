@@ -1,7 +1,6 @@
 """A sweep as plain data: which checkpoints are asked which tasks, with how many examples, decoded in which modes."""
 
 import dataclasses
-import importlib.util
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from stagjax.evaluation.results import Row, make_row
 from stagjax.evaluation.scoring import ANYWHERE, Settings
 from stagjax.evaluation.spans import DISJOINT
 from stagjax.evaluation.subjects import ALL, subjects_of
+from stagjax.experiment import call_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +95,9 @@ def load_plan(spec: str) -> Plan:
     Raises:
       UserError: no such file, or what it says is no sweep.
     """
-    path, _, arg = spec.partition(":")
-    file = pathlib.Path(path)
-    if not file.is_file():
-        raise UserError(f"--config={spec}: there is no file {path!r}; see experiments/sweep.py")
+    file = pathlib.Path(spec.partition(":")[0])
     if file.suffix != ".json":
-        return from_dict(_from_python(file, arg, spec))
+        return from_dict(call_file(spec, "get_sweep", "experiments/sweep.py, or a JSON file"))
     try:
         return from_dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
@@ -185,18 +182,3 @@ def _check_types(fields: Mapping[str, Any]) -> None:
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _from_python(file: pathlib.Path, arg: str, spec: str) -> Any:
-    found = importlib.util.spec_from_file_location(f"sweep_{file.stem}", file)
-    if found is None or found.loader is None:
-        raise UserError(f"--config={spec}: {str(file)!r} is neither Python nor JSON; see experiments/sweep.py")
-    module = importlib.util.module_from_spec(found)
-    try:
-        found.loader.exec_module(module)
-        make = module.get_sweep
-    except AttributeError as error:
-        raise UserError(f"--config={spec}: {error}; define get_sweep(arg), see experiments/sweep.py") from error
-    except Exception as error:
-        raise UserError(f"--config={spec}: {str(file)!r} does not run: {type(error).__name__}: {error}") from error
-    return make(arg)

@@ -51,9 +51,10 @@ def test_files_are_python_or_json(tmp_path):
     ]
     for name, text, message in (
         ("a.json", "{", "is no JSON"),
-        ("a.py", "x = 1", "define get_sweep"),
+        ("a.py", "x = 1", "defines no get_sweep"),
         ("b.py", "1 / 0", "does not run: ZeroDivisionError"),
-        ("a.txt", "", "is neither Python nor JSON"),
+        ("c.py", "def get_sweep(arg):\n    return {}['x']", "get_sweep does not run: KeyError"),
+        ("a.txt", "", "is not a Python file; use e.g. experiments/sweep.py, or a JSON file"),
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(UserError, match=message):

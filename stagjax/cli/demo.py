@@ -35,7 +35,6 @@ def run(args: argparse.Namespace) -> None:
     from stagjax.errors import UserError
     from stagjax.experiment import load_config
     from stagjax.host_memory import keep_host_memory
-    from stagjax.reporting.console import report_console
 
     keep_host_memory()
     refuse_overrides(args)
@@ -50,9 +49,11 @@ def run(args: argparse.Namespace) -> None:
         "training.global_batch=4",
     ]
     configs = {name: load_config(f"{args.config}:{name}", overrides) for name in VARIANTS}
+
     from stagjax.bench.machine import describe
     from stagjax.distributed import start_up
     from stagjax.files import write_json, write_result
+    from stagjax.reporting.console import report_console
     from stagjax.reporting.metrics import read_metrics
     from stagjax.reporting.plots import plot_losses, plot_schedule, require_matplotlib
     from stagjax.reporting.tables import demo_table

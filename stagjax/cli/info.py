@@ -26,7 +26,6 @@ def run(args: argparse.Namespace) -> None:
     """Print the costs as a table, and write them where asked."""
     from stagjax.errors import UserError
     from stagjax.experiment import load_config
-    from stagjax.reporting.console import report_console
 
     config = load_config(args.config, args.overrides)
     context = args.context or config.data.row_length
@@ -34,8 +33,10 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--context={context} is outside 1..{config.model.max_length}, model.max_length")
     if args.batch < 1:
         raise UserError(f"--batch={args.batch} is below 1; use 1 or more")
+
     from stagjax.distributed import start_up
     from stagjax.files import write_json
+    from stagjax.reporting.console import report_console
     from stagjax.reporting.tables import costs_table
 
     start_up()

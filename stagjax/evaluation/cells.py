@@ -20,7 +20,7 @@ from stagjax.errors import RunFailed, UserError
 from stagjax.files import write_whole
 from stagjax.fingerprint import digest
 
-SEMANTICS = 1
+SEMANTICS = 2
 """Version of how answers are computed and scored: raise it when the same requests may get other results."""
 
 
@@ -28,7 +28,7 @@ def cell_key(content: str, vocabulary: str, questions: str, settings: Mapping[st
     """Return the key of a cell.
 
     Args:
-      content: of the checkpoint: its parameters and its model's config (`checkpoint.content_key`).
+      content: of the checkpoint: its parameters and its model's config (`saving.content_key`).
       vocabulary: its fingerprint.
       questions: fingerprint of all that is asked.
       settings: whatever else decides answers.

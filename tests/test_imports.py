@@ -11,7 +11,10 @@ ROOT = pathlib.Path(__file__).parent.parent / "stagjax"
 
 # Lower may not import higher. What stands on one level may import each other.
 LEVELS = [
-    {"bucket", "errors", "files", "host_memory", "hardware", "libtpu", "local_processes", "hosts", "__init__"},
+    {
+        *("bucket", "errors", "files", "host_memory", "hardware", "hosts", "libtpu", "local_processes", "printable"),
+        "__init__",
+    },
     {"config"},
     {"experiment", "mesh", "sharding"},
     {"distributed", "fingerprint"},

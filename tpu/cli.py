@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stagjax.errors import RunFailed, UserError
+from stagjax.printable import one_line
 from tpu import options
 from tpu.gke import Gke
 from tpu.local import LocalTarget
@@ -320,5 +321,5 @@ def _add_restart_on(parser: argparse.ArgumentParser) -> None:
 
 
 def _fail(status: int, error: BaseException | str) -> int:
-    print(f"tpu: {error}", file=sys.stderr)
+    print(f"tpu: {one_line(error)}", file=sys.stderr)
     return status

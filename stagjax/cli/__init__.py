@@ -9,6 +9,7 @@ from typing import Any
 
 from stagjax import __version__
 from stagjax.errors import Preempted, RunFailed, UserError
+from stagjax.printable import one_line
 
 COMMANDS = {
     "info": "what an experiment costs: parameters, FLOPs, cache, memory",
@@ -139,7 +140,7 @@ def _part() -> None:
 
 
 def _fail(status: int, error: BaseException | str) -> int:
-    say = lambda: print(f"stagjax: {error}", file=sys.stderr)
+    say = lambda: print(f"stagjax: {one_line(error)}", file=sys.stderr)
     if "stagjax.distributed" in sys.modules:  # or this is a command that needs no JAX, and does not load it to fail
         sys.modules["stagjax.distributed"].leave(status, error, say)
     else:

@@ -3,6 +3,9 @@
 import os
 
 import rich.console
+import rich.text
+
+from stagjax.printable import one_line
 
 PLAIN_WIDTH = 160
 
@@ -16,3 +19,8 @@ def report_console(highlight: bool = True) -> rich.console.Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PLAIN_WIDTH
     return console
+
+
+def plain(text: object) -> rich.text.Text:
+    """Return a text of others for a table or a console: on one line, with markup, emoji and control codes as text."""
+    return rich.text.Text(one_line(text))

@@ -11,9 +11,10 @@ import seqio
 import tensorflow as tf
 
 from stagjax.data.vocabulary import load_vocabulary
+from stagjax.errors import UserError
 from stagjax.tasks.benchmark import Benchmark, Item, load
 from stagjax.tasks.encoding import request_ids
-from stagjax.tasks.pretraining import refuse_trimming
+from stagjax.tasks.pretraining import check_split, refuse_trimming
 from stagjax.tasks.requests import GenerationRequest, Loglikelihood, RollingRequest
 from stagjax.tasks.seqio_vocabulary import SeqioVocabulary
 
@@ -29,7 +30,7 @@ def register(
 
     Its examples are {"inputs": int32 ids of BOS and the prompt, "targets": int32 ids of what is scored or expected,
     "request": int32 [document, request of it], "inputs_pretokenized", "targets_pretokenized"}. They have one split,
-    under the official name and as "validation".
+    under the official name and as "validation", and one order; any other split is refused.
 
     Args:
       name: of the task.
@@ -62,8 +63,11 @@ def register(
                     "targets_pretokenized": _text(request, target),
                 }
 
-    def dataset(split: str, shuffle_files: bool = False) -> tf.data.Dataset:
-        del split, shuffle_files  # There is one split, and draws of examples follow its order.
+    splits = sorted({VALIDATION, benchmark.evaluated.name})
+
+    def dataset(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
+        del shuffle_files, seed  # Draws of examples follow the order of documents; seqio shuffles what comes out.
+        check_split(name, split, splits)
         ids, text = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.string)
         return tf.data.Dataset.from_generator(
             examples,
@@ -79,9 +83,7 @@ def register(
     feature = seqio.Feature(SeqioVocabulary(loaded), add_eos=False)
     return seqio.TaskRegistry.add(
         name,
-        source=seqio.FunctionDataSource(
-            dataset, splits=sorted({VALIDATION, benchmark.evaluated.name}), caching_permitted=False
-        ),
+        source=seqio.FunctionDataSource(dataset, splits=splits, caching_permitted=False),
         # seqio would cut long prompts at their right end, where the question is.
         preprocessors=[refuse_trimming],
         output_features={"inputs": feature, "targets": feature},
@@ -91,20 +93,32 @@ def register(
 
 
 def metric(benchmark: Benchmark, items: Callable[[], Sequence[Item]]) -> Callable[..., dict[str, float]]:
-    """Return the benchmark's metrics as seqio wants them: of log-probabilities ("scores") of all requests.
+    """Return the benchmark's metrics as seqio wants them: of the answers to all requests.
 
-    What needs more than them, LAMBADA's accuracy, is not among them.
+    "scores" are log-probabilities, or a pair of them and of {"is_greedy": a flag for each}, what a score_fn of seqio's
+    evaluator returns with intermediates; without flags there is no accuracy of LAMBADA.
+
+    Raises:
+      UserError: a document of which some requests only were scored.
     """
 
-    def metrics(targets: Sequence[tuple[int, int, int]], scores: Sequence[float]) -> dict[str, float]:
+    def metrics(targets: Sequence[tuple[int, int, int]], scores: Any) -> dict[str, float]:
+        scores, others = scores if isinstance(scores, tuple) else (scores, {})
+        greedy = others.get("is_greedy", [None] * len(scores))
         answers: dict[int, dict[int, Loglikelihood]] = {}
-        for (document, request, num_tokens), score in zip(targets, scores, strict=True):
-            answers.setdefault(document, {})[request] = Loglikelihood(float(score), None, num_tokens)
-        of_documents = [
-            benchmark.score(items()[document].document, [found[request] for request in sorted(found)])
-            for document, found in sorted(answers.items())
-        ]
-        return {name: estimate.value for name, estimate in benchmark.aggregate(of_documents).items()}
+        for (document, request, num_tokens), score, flag in zip(targets, scores, greedy, strict=True):
+            flag = None if flag is None else bool(flag)
+            answers.setdefault(document, {})[request] = Loglikelihood(float(score), flag, num_tokens)
+        scored = []
+        for number, found in sorted(answers.items()):
+            item = items()[number]
+            if len(found) < len(item.requests):
+                raise UserError(
+                    f"{benchmark.name}: {len(found)} of the {len(item.requests)} requests of document {number} were "
+                    "scored; score all examples (num_examples=None, no shard_info), or a number that ends a document"
+                )
+            scored.append(benchmark.score(item.document, [found[request] for request in sorted(found)]))
+        return {name: estimate.value for name, estimate in benchmark.aggregate(scored).items()}
 
     return metrics
 

@@ -1,6 +1,6 @@
 """Pretraining corpora as seqio tasks: the very documents and ids that training packs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import seqio
 import tensorflow as tf
@@ -9,6 +9,7 @@ from stagjax.config import DataConfig
 from stagjax.data.corpus import documents
 from stagjax.data.prepared import open_vocabulary
 from stagjax.data.sources import SPLITS
+from stagjax.errors import unknown
 from stagjax.tasks.seqio_vocabulary import SeqioVocabulary
 
 
@@ -23,8 +24,9 @@ def register(name: str, config: DataConfig) -> seqio.Task:
       ValueError: the name is taken.
     """
 
-    def dataset(split: str, shuffle_files: bool = False) -> tf.data.Dataset:
-        del shuffle_files  # Documents have one order; rows, not documents, are shuffled.
+    def dataset(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
+        del shuffle_files, seed  # Documents are read in one order; seqio shuffles what comes out.
+        check_split(name, split, SPLITS)
         return tf.data.Dataset.from_generator(
             lambda: ({"targets": document.ids} for document in documents(config, split)),
             output_signature={"targets": tf.TensorSpec([None], tf.int32)},
@@ -39,6 +41,12 @@ def register(name: str, config: DataConfig) -> seqio.Task:
         output_features={"targets": seqio.Feature(vocabulary, add_eos=False)},
         metric_fns=[],
     )
+
+
+def check_split(name: str, split: str, splits: Sequence[str]) -> None:
+    """Raise `UserError` if a task has no such split: seqio's source hands on whatever it is asked for."""
+    if split not in splits:
+        raise unknown(f"split of {name}", str(split), splits)
 
 
 def refuse_trimming(dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | None = None) -> tf.data.Dataset:

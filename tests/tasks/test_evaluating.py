@@ -91,25 +91,82 @@ def test_trimming_is_refused(directory):
         task.get_dataset(split="validation", sequence_length={"inputs": 8, "targets": 8}, shuffle=False)
 
 
-@pytest.mark.parametrize("name", ["hellaswag", "record", "cb", "pile", "lambada_openai"])
-def test_seqio_metrics_are_ours(directory, name):
-    """As seqio's evaluator calls them: targets through the task's postprocessor, and a score for each example."""
-    task, benchmark = get_task(name, directory=str(directory)), catalog.get(name)
-    found = examples(task)
-    targets = [task.postprocess_fn(example["targets"], example=example, is_target=True) for example in found]
-    scores = (-np.random.default_rng(0).exponential(5.0, len(found))).tolist()
-    (metric_fn,) = task.score_metric_fns
-    # In any order: the evaluator batches as it likes.
-    order = np.random.default_rng(1).permutation(len(found))
-    metrics = metric_fn([targets[n] for n in order], [scores[n] for n in order])
-    answers, documents = iter(zip(scores, found, strict=True)), []
-    for item in items_of(name, directory, 0):
-        given = [next(answers) for _ in item.requests]
-        documents.append(
-            benchmark.score(item.document, [Loglikelihood(s, None, len(example["targets"])) for s, example in given])
-        )
-    assert metrics == {key: estimate.value for key, estimate in benchmark.aggregate(documents).items()}
-    assert metrics
+def answer(before, scored):
+    """Answer as a model might: each id counts, each at its place."""
+    logprob = -sum((place * int(id_)) % 29 for place, id_ in enumerate((*before, *scored), 1)) / 7
+    return logprob, logprob % 2 > 0.9
+
+
+def evaluate(task, score_fn, **arguments):
+    """Return what seqio's own evaluator makes of a task."""
+    evaluator = seqio.Evaluator(task.name, seqio.EncDecFeatureConverter(pack=False), **arguments)
+    metrics, _ = evaluator.evaluate(compute_metrics=True, score_fn=score_fn)
+    evaluator.close()
+    return metrics.result()[task.name]
+
+
+def score_fn(dataset, model_feature_shapes=None):
+    """Score the enumerated features of a model, in an order of its own."""
+    found = []
+    for index, features in dataset.as_numpy_iterator():
+        before, scored = features["encoder_input_tokens"], features["decoder_target_tokens"]
+        found.append((int(index), answer(before[before > 0], scored[scored > 0])))
+    found = found[1::2] + found[::2]
+    return [(index, logprob) for index, (logprob, _) in found], {"is_greedy": [greedy for _, (_, greedy) in found]}
+
+
+SCORED = [name for name, benchmark in catalog.all_benchmarks().items() if benchmark.form.scored]
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_metrics_of_seqios_evaluator_are_ours(directory, name):
+    benchmark = catalog.get(name)
+    scores = []
+    for item in items_of(name, directory, benchmark.shots):
+        answers = []
+        for request in item.requests:
+            ids = request_ids(request, ByteVocabulary())
+            answers.append(Loglikelihood(*answer(*ids), len(ids[1])))
+        scores.append(benchmark.score(item.document, answers))
+    wanted = {key: estimate.value for key, estimate in benchmark.aggregate(scores).items()}
+    assert evaluate(get_task(name, directory=str(directory)), score_fn) == pytest.approx(wanted, rel=1e-12)
+    assert set(wanted) >= {metric.name for metric in benchmark.metrics}
+
+
+def test_documents_that_were_scored_in_part_are_refused(directory):
+    task = get_task("hellaswag", directory=str(directory))
+    assert evaluate(task, score_fn, num_examples=8)
+    with pytest.raises(ValueError, match=r"hellaswag: 1 of the 4 requests of document 1 were scored; score all"):
+        evaluate(task, score_fn, num_examples=5)
+
+
+def test_without_flags_the_evaluator_has_no_greedy_accuracy(directory):
+    plain = lambda dataset, model_feature_shapes=None: score_fn(dataset)[0]
+    assert evaluate(get_task("lambada_openai", directory=str(directory)), plain).keys() == {"perplexity"}
+
+
+def requests_of(dataset):
+    return [tuple(example["request"].tolist()) for example in dataset.as_numpy_iterator()]
+
+
+def test_get_datasets_other_arguments_keep_their_meaning(directory):
+    task = get_task("hellaswag", directory=str(directory))
+    get = lambda **options: requests_of(task.get_dataset(sequence_length=None, split="validation", **options))
+    plain = get(shuffle=False)
+    assert plain == sorted(plain) == get(shuffle=False, seed=7)
+    shuffled = get(shuffle=True, seed=7)
+    assert shuffled == get(shuffle=True, seed=7) != plain and sorted(shuffled) == plain == sorted(get())
+    assert get(shuffle=False, num_epochs=2, seed=1) == plain * 2
+    shards = [get(shuffle=False, seed=1, shard_info=seqio.ShardInfo(index, 3)) for index in range(3)]
+    assert shards == [plain[index::3] for index in range(3)]
+    assert get(shuffle=False, shard_info=seqio.ShardInfo(0, 1)) == plain
+
+
+@pytest.mark.parametrize("name", ["winogrande", "lambada_openai"])
+def test_a_split_that_is_not_there_is_refused(directory, name):
+    """Also the default of seqio's get_dataset, "train": its source hands on what it is asked for."""
+    with pytest.raises(UserError, match=f"unknown split of {name}.* 'train'; known: .*validation"):
+        get_task(name, directory=str(directory)).get_dataset(seed=1)
 
 
 def test_generation_has_no_metric_in_seqio(directory):
@@ -129,7 +186,7 @@ def test_mixtures_hold_their_members(directory, group):
 
 def test_a_mixture_samples_from_its_members(directory):
     mixture = get_mixture("superglue", directory=str(directory))
-    dataset = mixture.get_dataset(sequence_length=None, split="validation", shuffle=False, num_epochs=1)
+    dataset = mixture.get_dataset(sequence_length=None, split="validation", shuffle=False, num_epochs=1, seed=1)
     decode = ByteVocabulary().decode
     # Mixtures keep the ids alone.
     found = {decode([*example["inputs"][1:], *example["targets"]]) for example in dataset.as_numpy_iterator()}

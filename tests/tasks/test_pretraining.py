@@ -39,3 +39,19 @@ def test_pieces_come_with_the_ids_of_training(tmp_path):
 def test_trimming_is_refused():
     with pytest.raises(ValueError, match=r"sequence_length=\{'targets': 64\} would drop the ends of documents"):
         get_task("stagjax_stdlib").get_dataset(split="train", sequence_length={"targets": 64}, shuffle=False)
+
+
+def test_a_seed_shuffles_and_shards_are_parts(tmp_path):
+    for number in range(30):
+        (tmp_path / f"{number}.txt").write_text(f"number {number}\n")
+    task = pretraining.register("stagjax_test_seeds", DataConfig("text", str(tmp_path)))
+    get = lambda **options: [
+        example["targets"].tolist()
+        for example in task.get_dataset(split="train", sequence_length=None, **options).as_numpy_iterator()
+    ]
+    plain = get(shuffle=False, seed=3)
+    assert get(shuffle=True, seed=3) == get(shuffle=True, seed=3) != plain
+    assert sorted(get(shuffle=True, seed=3, num_epochs=2)) == sorted(plain * 2)
+    assert get(shuffle=False, seed=3, shard_info=seqio.ShardInfo(1, 2)) == plain[1::2]
+    with pytest.raises(ValueError, match="unknown split of stagjax_test_seeds 'test'"):
+        task.get_dataset(split="test", sequence_length=None, seed=3)

@@ -16,7 +16,6 @@ NAMES = ("baseline_6", "shared_2x3", "separate_2x3")
 def get_sweep(arg: str = "") -> dict[str, Any]:
     """Return the sweep as plain data; the fields are those of `stagjax.evaluation.plan.Plan`."""
     directory = pathlib.Path(arg or "runs")
-    latency = directory / "latency" / "results.json"
     return {
         # Also {"path": ..., "checkpoints": ["all"]}, to see how quality grows over training; an export is a run, too.
         "runs": [{"path": str(directory / name), "name": name, "checkpoints": ["all"]} for name in NAMES],
@@ -25,6 +24,7 @@ def get_sweep(arg: str = "") -> dict[str, Any]:
         # Recurrent decoding is asked of shared weights only: other models have none.
         "decoding": ["parallel", "recurrent"],
         "limit": 200,
-        # Of `stagjax bench decode --output=runs/latency`, if it was run: joined by the shapes of the models.
-        "bench": [str(latency)] if latency.exists() else [],
+        # Of `stagjax bench decode --config=experiments/stdlib.py:separate_2x3 --output=ARG/latency`, if it was run: the
+        # shapes of separate_2x3 and of baseline_6, by which latencies are joined.
+        "bench": [str(directory / "latency")],
     }

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from typing import Any
 
-from stagjax.cli.evaluation_run import Run, add_data_argument, add_run_arguments, default_data_dir, status_of
+from stagjax.cli.evaluation_run import Run, add_data_argument, add_run_arguments, status_of
 from stagjax.cli.hosts import launch, launches
 from stagjax.errors import UserError
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("names", nargs="*", metavar="TASK", help="the same as --tasks")
     add("--tasks", default="", metavar="A,B,...", help="benchmarks, superglue, paper or all (the default); NAME@SHOTS")
     add("--list", action="store_true", help="show splits, shots, metrics, and the files that are here")
-    add_data_argument(parser, default_data_dir(), "the environment's STAGJAX_DATA_DIR, or data")
+    add_data_argument(parser)
     add("--json", type=pathlib.Path, metavar="FILE", help="write the list, or the results, to FILE")
     add("--workdir", metavar="DIR", help="of a stagjax train run, or an export")
     add("--checkpoint", metavar="best|latest|STEP", help="default: best, or latest if none was validated")
@@ -59,8 +59,10 @@ def run(args: argparse.Namespace) -> int:
       UserError: an unknown task, no model, or options that do not fit it.
     """
     from stagjax.cli import refuse_overrides
+    from stagjax.tasks.benchmark import data_directory
 
     refuse_overrides(args)
+    args.data_dir = data_directory(args.data_dir)
     names = [*args.names, *filter(None, args.tasks.split(","))] or ["all"]
     if args.list:
         _list(args, names)

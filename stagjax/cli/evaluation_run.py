@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import os
 import pathlib
 import signal
 import time
@@ -15,15 +14,10 @@ SHOWN_EVERY = 10.0
 """Seconds between two lines of progress where there is no terminal."""
 
 
-def add_data_argument(parser: argparse.ArgumentParser, default: str | None, otherwise: str) -> None:
-    """Add `--data-dir`, with what is said of its default."""
-    text = f"directory of the official files (default: {otherwise})"
-    parser.add_argument("--data-dir", default=default, metavar="DIR", help=text)
-
-
-def default_data_dir() -> str:
-    """Return where official files are if nothing is said."""
-    return os.environ.get("STAGJAX_DATA_DIR", "data")
+def add_data_argument(parser: argparse.ArgumentParser, first: str = "") -> None:
+    """Add `--data-dir`; `first` is what counts before the environment."""
+    text = f"directory of the official files (default: {first}the environment's STAGJAX_DATA_DIR, or data)"
+    parser.add_argument("--data-dir", metavar="DIR", help=text)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:

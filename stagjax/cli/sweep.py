@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--config", required=True, metavar="FILE.py[:ARG]|FILE.json", help="the sweep; see experiments/sweep.py")
     add("--output", required=True, type=pathlib.Path, metavar="DIR", help="of results, reports and cells")
-    add_data_argument(parser, None, "the sweep's data_dir")
+    add_data_argument(parser, "the sweep's data_dir, ")
     add_run_arguments(parser)
 
 
@@ -43,11 +43,11 @@ def run(args: argparse.Namespace) -> int:
 
     from stagjax.cli import refuse_overrides
     from stagjax.evaluation.plan import load_plan
+    from stagjax.tasks.benchmark import data_directory
 
     refuse_overrides(args)
     plan = load_plan(args.config)
-    if args.data_dir is not None:
-        plan = dataclasses.replace(plan, data_dir=args.data_dir)
+    plan = dataclasses.replace(plan, data_dir=data_directory(args.data_dir or plan.data_dir))
     from stagjax.reporting.plots import require_matplotlib
 
     require_matplotlib()
@@ -56,23 +56,25 @@ def run(args: argparse.Namespace) -> int:
 
     from stagjax.evaluation.latencies import read_bench
 
-    benches = [read_bench(path) for path in plan.bench]
+    benches = {path: read_bench(path) for path in plan.bench}
     made = Run(args, plan.data_dir)
     rows, notes = plan.rows()
     again = f"what is finished is in {args.output}; the same command goes on"
     results = made.results(rows, args.output / "cells", again)
     results["notes"] += notes
-    _add_latencies(rows, results, benches)
+    results["notes"] += _add_latencies(rows, results, benches)
     if made.first:
         _report(results | {"plan": dataclasses.asdict(plan)}, args.output)
     return status_of(results)
 
 
-def _add_latencies(rows: Sequence[Any], results: dict[str, Any], benches: Sequence[dict[str, Any]]) -> None:
-    from stagjax.evaluation.latencies import join
+def _add_latencies(rows: Sequence[Any], results: dict[str, Any], benches: dict[str, Any]) -> list[str]:
+    """Join what was measured to the rows; return a note for each bench that gave nothing."""
+    from stagjax.evaluation.latencies import join, without_latencies
 
     for row, filled in zip(rows, results["rows"], strict=True):
-        filled["latency"] = join(row.subject.model, row.settings.decoding, benches)
+        filled["latency"] = join(row.subject.model, row.settings.decoding, [one for one in benches.values() if one])
+    return without_latencies(benches, [filled["latency"] for filled in results["rows"]])
 
 
 def _report(results: dict[str, Any], output: pathlib.Path) -> None:

@@ -13,13 +13,15 @@ from stagjax.errors import UserError
 RESULTS = "results.json"
 
 
-def read_bench(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return a result of `stagjax bench decode`: a file, or a directory with results.json.
+def read_bench(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Return a result of `stagjax bench decode`, a file or a directory with results.json; None if it is not there.
 
     Raises:
       UserError: it cannot be read, or is something else.
     """
     file = pathlib.Path(path, RESULTS) if pathlib.Path(path).is_dir() else pathlib.Path(path)
+    if not file.exists():
+        return None
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -51,6 +53,22 @@ def join(model: ModelConfig, decoding: str, results: Sequence[Mapping[str, Any]]
         found[kind] = matching[0] if matching else None
         found["others"] += matching[1:]
     return found
+
+
+def without_latencies(
+    results: Mapping[str, Mapping[str, Any] | None], joined: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Return a note for each result (by its path in the sweep) that is not there, or that no row has a latency of."""
+    used = {
+        one["source"] for of_row in joined for one in (of_row["decode"], of_row["prefill"], *of_row["others"]) if one
+    }
+    return [
+        f"no latencies of bench {path}: "
+        + ("no model here has a shape and decoding mode that it measured" if result else "it is not there")
+        + f"; make it by stagjax bench decode --config=FILE:VARIANT of such a model --output={path}"
+        for path, result in results.items()
+        if result is None or result["path"] not in used
+    ]
 
 
 def _shape(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,21 +40,21 @@ class Plan:
       tasks: benchmarks or groups of them, each also as "NAME@SHOTS".
       shots: of tasks named without; None is each benchmark's default.
       decoding: modes; those that a model has not are left out.
-      data_dir: of the benchmarks' files.
+      data_dir: of the benchmarks' files; None is the environment's STAGJAX_DATA_DIR, or data.
       limit: documents of each task, the first ones; None is all.
       samples: answers to each generation request.
       temperature: of generation, 0 is greedy.
       seed: of sampled answers.
       documents: how long documents are cut, "disjoint" or "overlap".
       stop: where stop strings count, "anywhere" or "after_text".
-      bench: results.json of `stagjax bench decode`, whose latencies are joined by the models' shapes.
+      bench: directories (or results.json) of `stagjax bench decode`, whose latencies are joined by the models' shapes.
     """
 
     runs: tuple[Run, ...]
     tasks: tuple[str, ...]
     shots: tuple[int | None, ...] = (None,)
     decoding: tuple[str, ...] = (PARALLEL,)
-    data_dir: str = "data"
+    data_dir: str | None = None
     limit: int | None = None
     samples: int = 1
     temperature: float = 0.0
@@ -166,7 +166,7 @@ def _check_types(fields: Mapping[str, Any]) -> None:
         "decoding": (texts, "a list of modes"),
         "bench": (texts, "a list of files"),
         "shots": (lambda v: all(s is None or (_is_integer(s) and s >= 0) for s in v), "a list of numbers, 0 or more"),
-        "data_dir": (lambda v: isinstance(v, str), "a directory"),
+        "data_dir": (lambda v: v is None or (isinstance(v, str) and v), "a directory"),
         "documents": (lambda v: isinstance(v, str), "a text"),
         "stop": (lambda v: isinstance(v, str), "a text"),
         "limit": (lambda v: v is None or (_is_integer(v) and v >= 1), "a number, 1 or more"),

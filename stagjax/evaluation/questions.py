@@ -40,6 +40,7 @@ class Questions(NamedTuple):
       items: documents with their requests.
       sources: the files that were read.
       fingerprint: hex digest of the benchmark's name, the documents and all that is asked about them.
+      own_examples: documents that have themselves among their examples, and with it their answer.
     """
 
     task: Task
@@ -47,6 +48,7 @@ class Questions(NamedTuple):
     items: Sequence[Item]
     sources: tuple[Source, ...]
     fingerprint: str
+    own_examples: int = 0
 
     @property
     def num_requests(self) -> int:
@@ -104,7 +106,8 @@ def prepare(task: Task, data_dir: str | os.PathLike[str]) -> Questions:
     benchmark = catalog.get(task.benchmark)
     data = load(benchmark, data_dir, pool=task.shots > 0)
     items = benchmark.items(data, task.shots, limit=task.limit, samples=task.samples, temperature=task.temperature)
-    return Questions(task, benchmark, items, data.sources, _fingerprint(benchmark, items))
+    own = sum(any(data.pool[position] == item.document for position in item.examples) for item in items)
+    return Questions(task, benchmark, items, data.sources, _fingerprint(benchmark, items), own)
 
 
 def requests_digest(item: Item) -> str:

@@ -68,8 +68,9 @@ class SpanEncoder:
         most = self._max_length - room
         if most < 1:
             raise UserError(
-                f"max_new_tokens={room} leaves nothing of model.max_length={self._max_length} for a prompt; ask for "
-                f"at most {self._max_length - 1}"
+                f"max_new_tokens={room} leaves nothing of model.max_length={self._max_length} for a prompt; leave the "
+                "task out, or lengthen the model: stagjax checkpoint convert RUN "
+                f"--config.model.max_length={2 * room} --output=DIR"
             )
         ids = [BOS, *self._encode(context)]
         return ids[-most:], max(0, len(ids) - most)

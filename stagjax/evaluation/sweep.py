@@ -110,7 +110,10 @@ def run_sweep(works: Sequence[Work], cells: Cells, means: Means, listener: Liste
     if found:
         listener.note(f"{len(found)} of {len(found) + len(missing)} cells are there already")
     _Maker(cells, means, listener, questions, missing).make(found)
-    return [outcome or found[key] for key, outcome in zip(keys, outcomes, strict=True)]
+    return [
+        outcome or _with_own_examples(found[key], questions[work.task])
+        for work, key, outcome in zip(works, keys, outcomes, strict=True)
+    ]
 
 
 def _questions(
@@ -140,6 +143,13 @@ def _without_work(work: Work, questions: dict, problems: dict, means: Means) -> 
     if questions[work.task].benchmark.programs is not None and means.isolation is None:
         return Outcome(SKIPPED, reason=NO_CODE)
     return None
+
+
+def _with_own_examples(outcome: Outcome, questions: Questions) -> Outcome:
+    # Of the questions, not of the answers: so cells that were made before this was counted have it, too.
+    if outcome.result is None:
+        return outcome
+    return outcome._replace(result=outcome.result | {"own_examples": questions.own_examples})
 
 
 def _key(work: Work, questions: Questions) -> str:

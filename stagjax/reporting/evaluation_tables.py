@@ -234,6 +234,11 @@ def _cell_notes(task: dict[str, Any], cell: dict[str, Any]) -> list[tuple[str, s
     available = cell["sources"][0]["documents"]
     if cell["documents"] < available:
         notes.append(("only the first documents: ", f"{label} {cell['documents']:,} of {available:,}"))
+    if cell.get("own_examples"):
+        own = f"{label} {cell['own_examples']:,} of {cell['documents']:,}"
+        notes.append(
+            ("documents with themselves, and so their answer, among their examples (as in the harness): ", own)
+        )
     if cell["truncated"]:
         notes.append(("contexts cut off at the left: ", f"{label} {cell['truncated']:,} of {cell['requests']:,}"))
     return notes

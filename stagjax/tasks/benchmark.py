@@ -27,6 +27,8 @@ from stagjax.tasks.requests import Answer, GenerationRequest, Request
 from stagjax.tasks.statistics import Estimate, Metric
 
 Score = Mapping[str, Any]
+# Where official files lie if nothing else is said.
+DATA_VARIABLE, DATA_DEFAULT = "STAGJAX_DATA_DIR", "data"
 
 
 class Form(Protocol):
@@ -242,6 +244,11 @@ class Prepared(NamedTuple):
     evaluated: str
     pool: str | None
     document: Callable[[Any], Document]
+
+
+def data_directory(named: str | None = None) -> str:
+    """Return the data directory: the one that is named, else the environment's STAGJAX_DATA_DIR, else "data"."""
+    return named or os.environ.get(DATA_VARIABLE) or DATA_DEFAULT
 
 
 def load(benchmark: Benchmark, directory: str | os.PathLike[str], pool: bool = True) -> Data:

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,14 +11,12 @@ import tensorflow as tf
 
 from stagjax.data.vocabulary import load_vocabulary
 from stagjax.errors import UserError
-from stagjax.tasks.benchmark import Benchmark, Item, load
+from stagjax.tasks.benchmark import Benchmark, Item, data_directory, load
 from stagjax.tasks.encoding import request_ids
 from stagjax.tasks.pretraining import check_split, refuse_trimming
 from stagjax.tasks.requests import GenerationRequest, Loglikelihood, RollingRequest
 from stagjax.tasks.seqio_vocabulary import SeqioVocabulary
 
-# Where official files lie if nothing else is said.
-DATA_VARIABLE, DATA_DEFAULT = "STAGJAX_DATA_DIR", "data"
 VALIDATION = "validation"
 
 
@@ -47,8 +44,7 @@ def register(
 
     @functools.cache
     def items() -> list[Item]:
-        place = directory or os.environ.get(DATA_VARIABLE, DATA_DEFAULT)
-        return benchmark.items(load(benchmark, place, pool=shots > 0), shots)
+        return benchmark.items(load(benchmark, data_directory(directory), pool=shots > 0), shots)
 
     def examples() -> Iterator[Mapping[str, Any]]:
         for item in items():

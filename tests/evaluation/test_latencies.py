@@ -6,7 +6,7 @@ import json
 import pytest
 
 from stagjax.errors import UserError
-from stagjax.evaluation.latencies import join, read_bench
+from stagjax.evaluation.latencies import join, read_bench, without_latencies
 from tests.variants import VARIANTS
 
 
@@ -51,5 +51,16 @@ def test_what_is_no_result_is_refused(tmp_path):
     (tmp_path / "train.json").write_text(json.dumps({"benchmark": "train"}))
     with pytest.raises(UserError, match="is no result of stagjax bench decode"):
         read_bench(tmp_path / "train.json")
+    (tmp_path / "cut.json").write_text('{"benchmark": "dec')
     with pytest.raises(UserError, match="cannot be read"):
-        read_bench(tmp_path / "none.json")
+        read_bench(tmp_path / "cut.json")
+
+
+def test_results_that_gave_nothing_are_named(tmp_path):
+    assert read_bench(tmp_path / "none") is None and read_bench(tmp_path) is None
+    results = {"lat": {"path": "lat/results.json", "rows": [row(VARIANTS["shared"], 2.0)]}, "none": None}
+    named = lambda name: without_latencies(results, [join(VARIANTS[name], "parallel", [results["lat"]])])
+    missing = "no latencies of bench none: it is not there; make it by stagjax bench decode"
+    assert [note.startswith(missing) and note.endswith("--output=none") for note in named("shared")] == [True]
+    shape, absent = named("window_5")
+    assert shape.startswith("no latencies of bench lat: no model here has a shape") and absent.startswith(missing)

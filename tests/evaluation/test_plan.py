@@ -49,6 +49,7 @@ def test_files_are_python_or_json(tmp_path):
         "shared_2x3",
         "separate_2x3",
     ]
+    assert load_plan("experiments/sweep.py:z").bench == ("z/latency",)
     for name, text, message in (
         ("a.json", "{", "is no JSON"),
         ("a.py", "x = 1", "defines no get_sweep"),

@@ -157,6 +157,29 @@ def test_changed_documents_and_settings_have_other_keys(place, swept, tmp_path):
         assert row["pile"]["key"] != keys["pile"] and (row["hellaswag"]["key"] == keys["hellaswag"]) == same
 
 
+def test_the_environment_names_the_data_and_a_bench_that_gives_nothing_is_said(
+    place, swept, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("STAGJAX_DATA_DIR", str(place / "data"))
+    shutil.copytree(swept, tmp_path / "out")
+    config = write_sweep(place, tmp_path / "a.json", data_dir=None, bench=[str(tmp_path / "lat")])
+    command = ["sweep", config, f"--output={tmp_path}/out", "--mesh=data=1"]
+    assert main(command) == 0
+    assert table(tmp_path / "out") == table(swept)
+    assert f"no latencies of bench {tmp_path}/lat: it is not there; make it by" in capsys.readouterr().out
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["plan"]["data_dir"] == str(place / "data")
+    assert {cell["own_examples"] for row in results["rows"] for cell in row["cells"].values()} == {0}
+    # What the sweep says counts before the environment, and the command line before both.
+    config = write_sweep(place, tmp_path / "a.json", data_dir=str(tmp_path / "none"))
+    assert main(command) == 2 and f"{tmp_path}/none/hellaswag" in capsys.readouterr().err
+    assert main([*command, f"--data-dir={place}/data"]) == 0
+    # `evaluate` alike.
+    assert main(["evaluate", "--list", "copa"]) == 0 and str(place / "data") in capsys.readouterr().out.replace(
+        "\n", ""
+    )
+
+
 def test_two_processes_share_the_work_and_one_goes_on_alone(place, swept, tmp_path):
     """Two real processes on one directory; one is killed with SIGKILL while it works."""
     config, output = write_sweep(place, tmp_path / "a.json"), tmp_path / "shared"

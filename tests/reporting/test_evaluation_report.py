@@ -127,6 +127,9 @@ def test_footnotes_say_what_is_partial_cut_off_and_missing(results):
     assert "wide step 100, wide step 200: partial data: cb test 40 of 50" in notes
     assert "wide step 100: contexts cut off at the left: copa 3 of 160" in notes
     assert "wide step 100, wide step 200: decode ms: batch 1, 64 slots, stack 2, chip (lat/results.json)" in notes
+    results["rows"][0]["cells"]["copa"]["own_examples"] = 7
+    own = "documents with themselves, and so their answer, among their examples (as in the harness): copa 7 of 40"
+    assert f"wide step 100: {own}" in footnotes(results)
     results["rows"][0]["vocabulary"] = "w"
     assert any("different vocabularies" in note for note in footnotes(results))
 

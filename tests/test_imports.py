@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parent.parent / "stagjax"
 LEVELS = [
     {
         *("bucket", "errors", "files", "host_memory", "hardware", "hosts", "libtpu", "local_processes", "printable"),
-        "__init__",
+        *("rules", "__init__"),
     },
     {"config"},
     {"experiment", "mesh", "sharding"},

@@ -15,6 +15,7 @@ from stagjax.decoding.loop import MAX_CHUNK, Decoder
 from stagjax.decoding.reference import SequentialDecoder
 from stagjax.decoding.sampling import Sampling
 from stagjax.errors import UserError
+from stagjax.rules import COUNT, SEED, Number
 
 END, STOP, LENGTH = "end of document", "stop string", "max_new_tokens"
 
@@ -60,7 +61,7 @@ def generate(
       prompts: each becomes BOS and its pieces.
       max_new_tokens: for each row; a row ends earlier at the end of its document or at a stop string.
       sampling: how tokens are drawn.
-      seed: with a row's own prompt it decides the row's noise; copies of one prompt differ from each other.
+      seed: with a row's own prompt it decides the row's noise, 0 to 2**32-1; copies of one prompt differ.
       stop: a row ends once its text contains one of these, and is cut before it.
       on_text: called with (row, text) for every piece of text that is final.
       chunk: tokens drawn by one compiled call, at most 32; the result does not depend on it.
@@ -69,10 +70,9 @@ def generate(
       UserError: a prompt that does not leave room for `max_new_tokens`, or values out of range.
     """
     sampling.check(vocabulary.size)
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens={max_new_tokens} is below 1; ask for at least one token")
-    if not 1 <= chunk <= MAX_CHUNK:
-        raise UserError(f"chunk={chunk} is outside 1..{MAX_CHUNK}")
+    COUNT.check("max_new_tokens", max_new_tokens)
+    SEED.check("seed", seed)
+    Number(int, 1, MAX_CHUNK).check("chunk", chunk)
     if any(not text for text in stop):
         raise UserError("a stop string is empty; it would end every row at once")
     if not prompts:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from stagjax.errors import UserError
 from stagjax.model.attention import MASKED
+from stagjax.rules import TEMPERATURE, TOP_P, Number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,9 +19,11 @@ class Sampling:
     """How tokens are drawn.
 
     Attributes:
-      temperature: divides the logits; 0 is greedy.
+      temperature: divides the logits; 0 is greedy. Towards 0 draws become greedy too, but for equal logits, which stay
+        equally likely; without bound they become uniform over the vocabulary.
       top_k: keep the k most probable tokens, None for all.
-      top_p: keep the smallest set of most probable tokens whose probabilities sum to at least p (nucleus sampling).
+      top_p: keep the smallest set of most probable tokens whose probabilities sum to at least p (nucleus sampling);
+        the most probable one always.
     """
 
     temperature: float = 0.0
@@ -30,12 +32,11 @@ class Sampling:
 
     def check(self, vocab_size: int) -> None:
         """Raise `UserError` for values outside their range."""
-        if self.temperature < 0:
-            raise UserError(f"temperature={self.temperature} is negative; use 0 for greedy, 1 for the model as it is")
-        if self.top_k is not None and not 1 <= self.top_k <= vocab_size:
-            raise UserError(f"top_k={self.top_k} is outside 1..{vocab_size}, the model's vocabulary")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"top_p={self.top_p} is outside (0, 1]")
+        TEMPERATURE.check("temperature", self.temperature)
+        if self.top_k is not None:
+            Number(int, 1, vocab_size, hint="the model's vocabulary").check("top_k", self.top_k)
+        if self.top_p is not None:
+            TOP_P.check("top_p", self.top_p)
 
 
 # x -> every chip's x, chips first; a single chip has the whole vocabulary.
@@ -76,7 +77,8 @@ def sample(
     logits_BV = jnp.where(ids_V < num_ids, logits_BV.astype(jnp.float32), MASKED)
     scores_BV = logits_BV
     if sampling.temperature > 0:
-        scores_BV = _keep(sampling, logits_BV / sampling.temperature, gather) + _noise(keys_B, positions_B, ids_V)
+        scaled_BV = jnp.where(ids_V < num_ids, _divided(logits_BV, sampling.temperature, gather), -jnp.inf)
+        scores_BV = _keep(sampling, scaled_BV, gather) + _noise(keys_B, positions_B, ids_V)
     best_B = jnp.argmax(scores_BV, axis=-1)
     pick = lambda x_BV: jnp.take_along_axis(x_BV, best_B[:, None], axis=-1)[:, 0]
     highest_B = jnp.max(logits_BV, axis=-1)
@@ -129,8 +131,22 @@ def _noise(keys_B: jax.Array, positions_B: jax.Array, ids_V: jax.Array) -> jax.A
     return jax.vmap(one)(keys_B, positions_B)
 
 
+def _divided(logits_BV: jax.Array, temperature: float, gather: Gather) -> jax.Array:
+    """Return the logits over the temperature, the highest of all chips at 0.
+
+    The highest is taken off first, and the temperature is a normal float32: quotients then neither overflow, where the
+    best of them would be infinite alike, nor become 0 / 0.
+    """
+    highest_B1 = jnp.max(gather(jnp.max(logits_BV, axis=-1, keepdims=True)), axis=0)
+    float32 = jnp.finfo(jnp.float32)
+    return (logits_BV - highest_B1) / min(max(temperature, float(float32.tiny)), float(float32.max))
+
+
 def _keep(sampling: Sampling, logits_BV: jax.Array, gather: Gather) -> jax.Array:
-    """Mask the tokens that top-k and then top-p leave out; ties with the last token kept are kept."""
+    """Mask the tokens that top-k and then top-p leave out; ties with the last token kept are kept.
+
+    The highest logit is 0 (`_divided`).
+    """
     if sampling.top_k is not None:
         k = min(sampling.top_k, logits_BV.shape[-1])
         best_CBk = gather(jax.lax.top_k(logits_BV, k)[0])
@@ -148,9 +164,10 @@ def _in_nucleus(logits_BV: jax.Array, top_p: float, gather: Gather) -> jax.Array
     The set is all logits from some value up. Its last value is found bit by bit, four bits a round, by summing the
     probabilities above 15 candidates: eight sums of [B,15] instead of a sort of all logits on one chip.
     """
-    highest_B1 = jnp.max(gather(jnp.max(logits_BV, axis=-1, keepdims=True)), axis=0)
-    weights_BV = jnp.exp(logits_BV - highest_B1)
-    wanted_B1 = top_p * jnp.sum(gather(jnp.sum(weights_BV, axis=-1, keepdims=True)), axis=0)
+    weights_BV = jnp.exp(logits_BV)
+    total_B1 = jnp.sum(gather(jnp.sum(weights_BV, axis=-1, keepdims=True)), axis=0)
+    # The weight of the highest is 1: what is wanted is never less, or the empty set would do where the product is 0.
+    wanted_B1 = jnp.maximum(top_p * total_B1, 1)
     order_BV = _in_order(logits_BV)
 
     def four_bits(number: int, low_B: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ from stagjax.decoding.loop import Decoder
 from stagjax.decoding.sampling import Sampling
 from stagjax.errors import UserError
 from stagjax.evaluation.spans import SpanEncoder
+from stagjax.rules import COUNT
 from stagjax.tasks.requests import Answers, GenerationRequest
 
 # Rows that decode together in each group of devices that holds a copy of the parameters: few enough for the caches of
@@ -107,10 +108,8 @@ class Answering:
 def check(request: GenerationRequest, vocab_size: int) -> None:
     """Raise `UserError` for values out of range."""
     Sampling(request.temperature).check(vocab_size)
-    if request.max_new_tokens < 1:
-        raise UserError(f"max_new_tokens={request.max_new_tokens} is below 1; ask for at least one token")
-    if request.samples < 1:
-        raise UserError(f"samples={request.samples} is below 1; ask for at least one answer")
+    COUNT.check("max_new_tokens", request.max_new_tokens)
+    COUNT.check("samples", request.samples)
     if not all(request.stop):
         raise UserError("a stop string is empty; it would end every answer at once")
 

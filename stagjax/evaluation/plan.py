@@ -14,6 +14,7 @@ from stagjax.evaluation.scoring import ANYWHERE, Settings
 from stagjax.evaluation.spans import DISJOINT
 from stagjax.evaluation.subjects import ALL, subjects_of
 from stagjax.experiment import call_file
+from stagjax.rules import COUNT, COUNT_OR_NONE, SEED, TEMPERATURE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,19 +166,19 @@ def _check_types(fields: Mapping[str, Any]) -> None:
         "tasks": (texts, "a list of names"),
         "decoding": (texts, "a list of modes"),
         "bench": (texts, "a list of files"),
-        "shots": (lambda v: all(s is None or (_is_integer(s) and s >= 0) for s in v), "a list of numbers, 0 or more"),
+        "shots": (lambda v: all(s is None or not COUNT_OR_NONE.broken(s) for s in v), "a list of numbers, 0 or more"),
         "data_dir": (lambda v: v is None or (isinstance(v, str) and v), "a directory"),
         "documents": (lambda v: isinstance(v, str), "a text"),
         "stop": (lambda v: isinstance(v, str), "a text"),
-        "limit": (lambda v: v is None or (_is_integer(v) and v >= 1), "a number, 1 or more"),
-        "samples": (lambda v: _is_integer(v) and v >= 1, "a number, 1 or more"),
-        "seed": (_is_integer, "a number"),
-        "temperature": (lambda v: isinstance(v, int | float) and not isinstance(v, bool) and v >= 0, "0 or more"),
     }
     for name, (holds, rule) in rules.items():
         if name in fields and not holds(fields[name]):
             shown = list(fields[name]) if isinstance(fields[name], tuple) else fields[name]
             raise UserError(f"{name}={shown!r} has to be {rule}")
+    numbers = {"limit": COUNT, "samples": COUNT, "seed": SEED, "temperature": TEMPERATURE}
+    for name, number in numbers.items():
+        if name in fields and (name, fields[name]) != ("limit", None):
+            number.check(name, fields[name])
 
 
 def _is_integer(value: Any) -> bool:

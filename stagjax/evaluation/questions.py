@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from stagjax.errors import UserError
+from stagjax.rules import COUNT, COUNT_OR_NONE, TEMPERATURE
 from stagjax.tasks import catalog
 from stagjax.tasks.benchmark import Benchmark, Item, Source, load
 
@@ -29,6 +30,14 @@ class Task:
     limit: int | None = None
     samples: int = 1
     temperature: float = 0.0
+
+    def check(self) -> None:
+        """Raise `UserError` for values out of range."""
+        COUNT_OR_NONE.check("shots", self.shots)
+        if self.limit is not None:
+            COUNT.check("limit", self.limit)
+        COUNT.check("samples", self.samples)
+        TEMPERATURE.check("temperature", self.temperature)
 
 
 class Questions(NamedTuple):
@@ -99,10 +108,9 @@ def prepare(task: Task, data_dir: str | os.PathLike[str]) -> Questions:
 
     Raises:
       DataError: a file is missing or malformed.
-      UserError: more shots than examples, or a limit below 1.
+      UserError: more shots than examples, or values out of range.
     """
-    if task.limit is not None and task.limit < 1:
-        raise UserError(f"limit={task.limit} is below 1; use 1 or more documents, or leave it out for all")
+    task.check()
     benchmark = catalog.get(task.benchmark)
     data = load(benchmark, data_dir, pool=task.shots > 0)
     items = benchmark.items(data, task.shots, limit=task.limit, samples=task.samples, temperature=task.temperature)

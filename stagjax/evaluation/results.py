@@ -118,6 +118,12 @@ def _token_perplexity(row: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def make_row(subject: Subject, settings: Settings, shots: int | None, asked: Sequence[Asked], **options: Any) -> Row:
-    """Return a row that asks tasks of a model; `options` are those of a `Task`: limit, samples, temperature."""
+    """Return a row that asks tasks of a model; `options` are those of a `Task`: limit, samples, temperature.
+
+    Raises:
+      UserError: options out of range.
+    """
     works = {one.label: Work(subject, Task(one.benchmark.name, one.shots, **options), settings) for one in asked}
+    for work in works.values():
+        work.task.check()
     return Row(subject, settings, shots, works)

@@ -18,6 +18,7 @@ from stagjax.evaluation.stepping import Stepped
 from stagjax.evaluation.trees import Tree, batches, grow, to_rows
 from stagjax.library import LanguageModel
 from stagjax.mesh import scoring_mesh
+from stagjax.rules import SEED
 from stagjax.tasks.requests import Answers, GenerationRequest, Loglikelihood, LoglikelihoodRequest, Request
 
 # Slots of a batch on each device: where the caches of a CPU's cores still hold much of what is computed, and where an
@@ -46,7 +47,8 @@ class Settings(NamedTuple):
     seed: int = 0
 
     def check(self) -> None:
-        """Raise `UserError` for an unknown rule or mode."""
+        """Raise `UserError` for an unknown rule or mode, or a seed out of range."""
+        SEED.check("seed", self.seed)
         for field, known in (
             ("decoding", (PARALLEL, RECURRENT)),
             ("documents", (DISJOINT, OVERLAP)),

@@ -158,7 +158,11 @@ def test_a_prompt_beyond_the_models_length_is_refused(decoder):
     ("options", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
-        ({"chunk": 33}, "chunk=33 is outside 1..32"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens=1.5 is float, not int"),
+        ({"chunk": 33}, "chunk=33 is over 32; use 1 to 32"),
+        ({"seed": -1}, "seed=-1 is below 0; use 0 to 4294967295"),
+        ({"seed": 2**32}, "seed=4294967296 is over 4294967295; use 0 to 4294967295"),
+        ({"seed": True}, "seed=True is bool, not int"),
         ({"stop": [""]}, "stop string is empty"),
         ({"sampling": Sampling(temperature=-1)}, "temperature=-1"),
         ({"sampling": Sampling(top_k=0)}, "top_k=0"),

@@ -118,7 +118,7 @@ def test_impossible_requests_are_refused():
         (GenerationRequest("a", max_new_tokens=64), "max_new_tokens=64 leaves nothing of model.max_length=64"),
         (GenerationRequest("a", ("",)), "a stop string is empty"),
         (GenerationRequest("a", samples=0, max_new_tokens=3), "samples=0 is below 1"),
-        (GenerationRequest("a", temperature=-1.0), "temperature=-1.0 is negative"),
+        (GenerationRequest("a", temperature=-1.0), "temperature=-1.0 is below 0"),
     ]:
         with pytest.raises(UserError, match=message):
             Scorer(LM).answer([request])

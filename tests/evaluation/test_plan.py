@@ -29,9 +29,13 @@ def test_plain_data_becomes_a_plan():
         ({"runs": [{"path": "a", "checkpoints": ["newest"]}]}, r"runs\[0\].checkpoints has 'newest'; use best"),
         ({"runs": [{"path": "a", "checkpoints": [True]}]}, "checkpoints has True"),
         ({"shots": [-1]}, r"shots=\[-1\] has to be a list of numbers, 0 or more"),
-        ({"limit": 0}, "limit=0 has to be a number, 1 or more"),
-        ({"temperature": -1}, "temperature=-1 has to be 0 or more"),
-        ({"samples": True}, "samples=True has to be a number"),
+        ({"limit": 0}, "limit=0 is below 1; use 1 or more"),
+        ({"temperature": -1}, "temperature=-1 is below 0; use 0 or more"),
+        ({"temperature": float("inf")}, "temperature=inf is not finite"),
+        ({"samples": True}, "samples=True is bool, not int"),
+        ({"samples": None}, "samples=None is NoneType, not int"),
+        ({"seed": -1}, "seed=-1 is below 0; use 0 to 4294967295"),
+        ({"seed": 2**32}, "seed=4294967296 is over 4294967295; use 0 to 4294967295"),
     ],
 )
 def test_bad_fields_are_named(changes, message):

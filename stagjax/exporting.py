@@ -21,10 +21,11 @@ from stagjax.checkpoints.origin import (
     workdir_of,
 )
 from stagjax.checkpoints.saving import Checkpoints
+from stagjax.checkpoints.stored import DamagedError
 from stagjax.checkpoints.tensor_files import SHARD_BYTES
 from stagjax.config import Config, to_json
 from stagjax.data.manifest import Manifest
-from stagjax.errors import UserError, unknown
+from stagjax.errors import RunFailed, UserError, unknown
 from stagjax.files import new_directory, write_whole
 from stagjax.model.conversion import DEFAULT_LAYERS, check_layers, convert_config, convert_params
 from stagjax.training.initial import RECORD, origin_of
@@ -59,7 +60,7 @@ def export_model(
 
     Raises:
       UserError: `output` exists or cannot be written, `source` holds no such checkpoint, a state in bfloat16.
-      RunFailed: the checkpoint is damaged, or the disk is full.
+      RunFailed: the checkpoint is damaged, the disk is full, or what was written is read otherwise.
     """
     if dtype not in DTYPES:
         raise unknown("--dtype", dtype, DTYPES)
@@ -78,7 +79,13 @@ def export_model(
             metadata = metadata | {"metrics": {"validation_loss": None}}
         vocabulary = read_vocabulary(source, metadata)
         with vocabulary_file(source, metadata) as file:
-            exported.write_export(directory, state, metadata, vocabulary, file, shard_bytes, on_tensor)
+            try:
+                exported.write_export(directory, state, metadata, vocabulary, file, shard_bytes, on_tensor)
+            except DamagedError as error:
+                raise RunFailed(
+                    f"{output} was not written: read back, it is not the model ({error}); look for a failing disk, or "
+                    "another version of safetensors"
+                ) from error
     return exported.read_metadata(output)
 
 

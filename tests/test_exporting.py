@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from jax.experimental.layout import Format, Layout
 
 import stagjax
-from stagjax.checkpoints import exported
+from stagjax.checkpoints import exported, tensor_files
 from stagjax.checkpoints.origin import parse, read_metadata, read_model
 from stagjax.checkpoints.saving import Checkpoints, content_key
 from stagjax.checkpoints.tensor_files import TensorFiles, write_tensors
+from stagjax.data.vocabulary import ByteVocabulary
 from stagjax.errors import RunFailed, UserError
 from stagjax.exporting import export_model, import_model
 from stagjax.mesh import DecodeMesh, decoding_mesh
@@ -86,6 +88,43 @@ def test_the_tensors_are_named_by_their_path(export, workdir):
     np.testing.assert_array_equal(tensors["cross.attention.key"], np.asarray(params["cross"]["attention"]["key"]))
     mode = (export / "model.safetensors").stat().st_mode
     assert mode == (export / "config.json").stat().st_mode
+
+
+def as_a_tpu_lays_them_out(state):
+    """Return the state in layouts that are not row-major, as the results of programs on a TPU are."""
+
+    def program(x):
+        order = tuple(reversed(range(x.ndim)))
+        return jax.jit(lambda x: x + 0, out_shardings=Format(Layout(order), x.sharding))(x)
+
+    return jax.tree.map(program, state)
+
+
+def test_an_export_is_right_whatever_the_layout_on_the_device(workdir, corpus, tmp_path):
+    abstract = abstract_state(tiny_run("separate_2x3", corpus))
+    state, metadata = Checkpoints(workdir, 1, read_only=True).restore(abstract, 4)
+    moved = as_a_tpu_lays_them_out(state)
+    assert not all(np.asarray(leaf).flags.c_contiguous for leaf in jax.tree.leaves(moved))
+    exported.write_export(tmp_path, moved, metadata, ByteVocabulary(), None)
+    assert_same(exported.read_state(tmp_path, abstract), state)
+    saved = Checkpoints(tmp_path / "run", 1)
+    saved.save(4, moved, metadata["config"], metadata["manifest"], None)
+    assert_same(saved.restore(abstract)[0], state)
+    saved.close()
+
+
+def test_what_a_writer_gets_wrong_is_seen_before_the_export_is_there(workdir, tmp_path, monkeypatch):
+    """A writer that ignores strides, which is what safetensors 0.8 is."""
+    as_they_lie = lambda x: np.ascontiguousarray(x.T).reshape(x.shape)
+    write = tensor_files.safetensors.numpy.save_file
+    monkeypatch.setattr(
+        tensor_files.safetensors.numpy,
+        "save_file",
+        lambda tensors, *rest, **more: write({name: as_they_lie(x) for name, x in tensors.items()}, *rest, **more),
+    )
+    with pytest.raises(RunFailed, match="export was not written: read back, it is not the model .params/"):
+        export_model(workdir, tmp_path / "export")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_imported_run_is_the_exported_one_with_a_new_state(export, workdir, tmp_path):

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stagjax.fingerprint import digest, fingerprint
+from stagjax.fingerprint import checksum, digest, fingerprint
 
 
 def test_fingerprint_is_what_it_says():
@@ -21,12 +21,20 @@ def test_any_changed_element_changes_the_fingerprint(dtype):
         values = np.asarray(np.random.default_rng(0).integers(0, 2, (3, 5)), dtype=jnp.dtype(dtype))
         base = fingerprint({"x": jnp.asarray(values)})
         assert fingerprint({"x": jnp.asarray(values.copy())}) == base
+        assert {"x": checksum(values)} == {"x": checksum(np.asfortranarray(values))} == base
         for index in np.ndindex(values.shape):
             changed = values.copy()
             changed[index] = 1 - changed[index]
             assert fingerprint({"x": jnp.asarray(changed)}) != base
         assert fingerprint({"x": jnp.asarray(values[::-1])}) != base
         assert fingerprint({"x": jnp.zeros((0, 3), dtype), "y": jnp.ones((), dtype)})["x"] == 0
+
+
+def test_a_large_arrays_checksum_is_made_of_pieces(monkeypatch):
+    values = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
+    monkeypatch.setattr("stagjax.fingerprint._PIECE_WORDS", 8)
+    assert checksum(values) == fingerprint({"x": values})["x"]
+    assert checksum(values[0, 0]) == fingerprint({"x": values[0, 0]})["x"]
 
 
 def test_digest_depends_on_values_and_not_on_order():

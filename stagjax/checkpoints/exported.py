@@ -22,7 +22,7 @@ from stagjax.bucket import is_bucket
 from stagjax.checkpoints.stored import DamagedError, as_damage, on_default_device
 from stagjax.checkpoints.tensor_files import SHARD_BYTES, TensorFiles, write_tensors
 from stagjax.data.vocabulary import BOS, EOS, PAD, Vocabulary
-from stagjax.fingerprint import describe, digest, fingerprint
+from stagjax.fingerprint import checksum, describe, digest, fingerprint
 
 FACTS, CONFIG, MANIFEST, VOCABULARY = "export.json", "config.json", "manifest.json", "vocabulary.model"
 FORMAT = 1
@@ -56,6 +56,7 @@ def write_export(
 
     Raises:
       OSError: a file cannot be written.
+      DamagedError: what was written is read otherwise.
     """
     files = write_tensors(directory, _MODEL, state["params"], shard_bytes, on_tensor)
     if rest := {name: tree for name, tree in state.items() if name != "params"}:
@@ -82,6 +83,7 @@ def write_export(
         "files": {name: _sha256(directory / name) for name in sorted(files)},
     }
     _write_json(directory / FACTS, facts | {"digest": digest(facts)})
+    verify_arrays(directory)
 
 
 def read_metadata(directory: pathlib.Path) -> dict[str, Any]:
@@ -161,6 +163,34 @@ def check_files(directory: pathlib.Path, on_file: Callable[[str], None] = lambda
             _check_file(directory, name, facts)
 
 
+def verify_arrays(directory: pathlib.Path) -> None:
+    """Read every array, one at a time, and compare it with its checksum.
+
+    Raises:
+      DamagedError: one is not what was exported.
+    """
+    facts = _facts(directory)
+    for stem, names in _tensors(facts["arrays"]).items():
+        with as_damage():
+            files = TensorFiles(directory, stem)
+            if wrong := files.names() ^ {*names}:
+                raise DamagedError(f"{min(wrong)}: not what was exported")
+            for tensor, name in names.items():
+                array = files.array(tensor)
+                found = (describe({name: array})[name], checksum(array))
+                if found != (facts["arrays"][name], facts["fingerprint"].get(name)):
+                    raise DamagedError(f"{name}: not what was exported")
+
+
+def _tensors(arrays: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Return for the stem of each kind of files which array each of its tensors is."""
+    stems: dict[str, dict[str, str]] = {}
+    for name in arrays:
+        stem = _MODEL if name.startswith("params/") else _STATE
+        stems.setdefault(stem, {})[name.removeprefix("params/").replace("/", ".")] = name
+    return stems
+
+
 def _facts(directory: pathlib.Path) -> dict[str, Any]:
     with as_damage():
         facts = json.loads((directory / FACTS).read_text())
@@ -203,8 +233,8 @@ def _laid_out(shapes: Any, shardings: Any) -> Any:
 
 
 def _check_arrays(state: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-    for name, checksum in fingerprint(state).items():
-        if metadata["fingerprint"].get(name) != checksum:
+    for name, found in fingerprint(state).items():
+        if metadata["fingerprint"].get(name) != found:
             raise DamagedError(f"{name}: not what was exported")
 
 

@@ -81,7 +81,7 @@ def _validity(place: pathlib.Path, kind: str, verify: bool) -> str:
             (stored.verify if verify else stored.check_shapes)(epath.Path(place))
         elif verify:
             exported.check_files(place)
-            exported.read_params(place)
+            exported.verify_arrays(place)
     except DamagedError as error:
         return f"damaged ({error})"
     return VERIFIED if verify else WHOLE

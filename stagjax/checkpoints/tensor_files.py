@@ -47,7 +47,8 @@ def write_tensors(
     if len(shards) > 1:
         files = [f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     for file, names in zip(files, shards, strict=True):
-        tensors = {name: np.asarray(leaves[name]) for name in names}
+        # In C order, whatever the layout on the device: safetensors 0.8 writes an array as it lies in memory.
+        tensors = {name: np.asarray(leaves[name], order="C") for name in names}
         _write(tensors, directory / file)
         for name in names:
             on_tensor(leaves[name].nbytes)
@@ -75,6 +76,14 @@ class TensorFiles:
         for file in sorted(files):
             reader = safetensors.safe_open(directory / file, framework="np")
             self._where |= dict.fromkeys(reader.keys(), reader)
+
+    def names(self) -> set[str]:
+        """Return the tensors' names."""
+        return {*self._where}
+
+    def array(self, name: str) -> np.ndarray:
+        """Return one tensor, whole, in the memory of this machine."""
+        return self._where[name].get_tensor(name)
 
     def read(self, abstract: Any) -> Any:
         """Return a tree like `abstract` (of `jax.ShapeDtypeStruct` with shardings) in the dtypes that the files hold.

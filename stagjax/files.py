@@ -27,6 +27,25 @@ def directory(text: str | os.PathLike[str]) -> Any:
     return epath.Path(text)
 
 
+def read_text(path: pathlib.Path) -> str:
+    """Return a text file of the user's: UTF-8 whatever the locale, without a byte order mark, line ends as they are.
+
+    Raises:
+      OSError: it cannot be read.
+      UnicodeDecodeError: it is not UTF-8.
+    """
+    return path.read_bytes().decode("utf-8-sig")
+
+
+def text_lines(text: str) -> list[str]:
+    """Return lines, which end in a newline with or without a carriage return before it.
+
+    In nothing else: `str.splitlines` also cuts at form feeds, U+0085 and U+2028, which stand within lines of JSON.
+    """
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return lines if lines[-1] else lines[:-1]
+
+
 def write_whole(path: pathlib.Path, text: str) -> None:
     """Replace the file at `path` by one that holds `text`; raise `OSError` and leave it as it was if that fails."""
     partial = path.with_name(path.name + ".partial")

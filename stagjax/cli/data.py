@@ -27,8 +27,9 @@ examples:
   stagjax data vocab --source=text --path=books/ --size=32000 --output=vocab/books.model
       every .txt, .md and .py file below books/ is a document
   stagjax data vocab --source=jsonl --path=pile/ --size=256000 --output=vocab/pile.model
-      every line {"text": ...} of every .jsonl and .jsonl.zst file below pile/ is a document; with a directory train/ it
-      learns from that alone, and is checked on val.jsonl.zst too; --share=0.001 takes a thousandth of the documents
+      every line {"text": ...} of every .jsonl, .jsonl.zst, .jsonl.zstd and .jsonl.gz file below pile/ is a document;
+      with a directory train/ it learns from that alone, and is checked on val.jsonl.zst too; --share=0.001 takes a
+      thousandth of the documents
 
 then, to train with it (the model needs a row for each id):
   stagjax train --config=experiments/stdlib.py:separate_2x3 --workdir=runs/pieces \\
@@ -98,19 +99,18 @@ def _vocab(args: argparse.Namespace) -> int:
     """
     from rich.console import Console
 
-    from stagjax.data.corpus import skipped_lines
     from stagjax.data.vocabulary import refuse_existing, train_sentencepiece
 
     refuse_existing(args.output)  # Before reading for minutes, too.
     console = Console(markup=False, highlight=False, soft_wrap=True)
     try:
-        texts, skipped = _read(args)
+        texts, notes = _read(args)
     except UserError as error:
         raise UserError(_with_flags(str(error))) from None
     for split, documents in texts.items():
         num_bytes = sum(len(text.encode()) for _, text in documents)
         console.print(f"read {split}: {len(documents):,} documents, {num_bytes:,} bytes")
-    for line in skipped_lines(skipped):
+    for line in notes:
         console.print(line)
 
     start = time.perf_counter()
@@ -123,10 +123,10 @@ def _vocab(args: argparse.Namespace) -> int:
 
 
 def _read(args: argparse.Namespace) -> tuple[dict[str, list[tuple[str, str]]], list[str]]:
-    """Return (name, text) of all documents by split, and what could not be read."""
+    """Return (name, text) of all documents by split, and lines on what was not read."""
     from stagjax.config import DataConfig
-    from stagjax.data.corpus import check_splits
-    from stagjax.data.sources import SPLITS, is_drawn, open_source
+    from stagjax.data.corpus import check_splits, skipped_lines
+    from stagjax.data.sources import SPLITS, is_drawn, open_source, unread_lines
 
     config = DataConfig(source=args.source, path=args.path, validation_percent=args.validation_percent)
     config.check()
@@ -139,7 +139,7 @@ def _read(args: argparse.Namespace) -> tuple[dict[str, list[tuple[str, str]]], l
         if split in texts and is_drawn(document.name, args.share):
             texts[split].append((document.name, document.text))
     check_splits(config, {split: len(texts[split]) for split in SPLITS}, source.skipped)
-    return texts, source.skipped
+    return texts, [*unread_lines(source.unread, source.suffixes), *skipped_lines(source.skipped)]
 
 
 def _with_flags(message: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from stagjax.cli import add_subcommand
 from stagjax.errors import RunFailed, UserError
+from stagjax.printable import one_line
 
 if TYPE_CHECKING:
     from stagjax.data.preparing import Outcome
@@ -20,7 +21,7 @@ examples:
   stagjax data prepare --path=gs://BUCKET/pile --vocabulary=bytes --row-length=256 --output=pile_bytes --processes=8
       read from a bucket (pip install 'stagjax[gcs]'); the output is on this machine
   stagjax data prepare --path=texts/ --validation-percent=1 --vocabulary=bytes --row-length=256 --output=texts_256
-      a directory of *.jsonl or *.jsonl.zst without a file for validation
+      a directory of *.jsonl (or .jsonl.zst, .jsonl.zstd, .jsonl.gz) without a file for validation
 
 then, to train on it (the vocabulary is a part of it):
   stagjax train --config=experiments/pile.py:shared_2x18 --workdir=runs/shared --config.data.path=pile_1280
@@ -32,10 +33,10 @@ done; a second run finds all there. OUTPUT then holds
   report.json   what is broken in the input, by kind, with file and line; hashes of the sources
 docs/data.md describes them exactly.
 
-Broken input is counted: truncated or damaged zstd, wrong checksums, invalid JSON, missing text, text that is not a
-string, invalid UTF-8, lone surrogates, empty documents. Above --max-broken the run ends with status 3 and OUTPUT stays
-incomplete. Repair the files and start again: only those are read anew. Shards without checksums can change unseen:
-give the published hashes by --sha256.
+Broken input is counted: truncated files, damaged zstd or gzip, wrong checksums, invalid JSON, missing text, text that
+is not a string, invalid UTF-8, lone surrogates, empty documents. Above --max-broken the run ends with status 3 and
+OUTPUT stays incomplete. Repair the files and start again: only those are read anew. Shards without checksums can change
+unseen: give the published hashes by --sha256.
 """
 
 VERIFY_EPILOG = """\
@@ -102,7 +103,7 @@ def _prepare(args: argparse.Namespace) -> int:
     documents = None if args.rows_only else _documents()
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(PreparationProgress("preparing"))
-        shards = list_shards(args.path, args.validation_percent)
+        shards = list_shards(args.path, args.validation_percent, note=progress.note)
         hashes = read_expected_hashes(args.sha256, [shard.name for shard in shards]) if args.sha256 else None
         settings = Settings(args.vocabulary, args.row_length, args.validation_percent or 0, not args.rows_only)
         processes = args.processes or _cores()
@@ -115,7 +116,7 @@ def _prepare(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             raise KeyboardInterrupt("interrupted; the same command goes on with the shards that are not done") from None
     for line in _summary(pathlib.Path(args.output), outcome):
-        print(line)
+        print(one_line(line))
     return 0
 
 

@@ -11,9 +11,10 @@ from stagjax.data.manifest import ContentHash, Manifest, rows_hash
 from stagjax.data.packing import Rows, concatenate, pack, unpack
 from stagjax.data.prepared import Prepared, check_use, config_path, open_prepared, open_vocabulary
 from stagjax.data.row_files import StoredRows
-from stagjax.data.sources import SPLITS, Source, open_source
+from stagjax.data.sources import SPLITS, Source, open_source, unread_lines
 from stagjax.data.vocabulary import EOS, Vocabulary
 from stagjax.errors import UserError, unknown
+from stagjax.printable import one_line
 
 _SHOWN = 5  # Skipped documents that a report names.
 
@@ -38,6 +39,7 @@ class Corpus:
       manifest: their identity.
       skipped: "name: reason" for what could not be read.
       subsets: names by the index that validation rows hold; ("",) where the corpus has none.
+      notes: lines for people on what else lies where the corpus does.
     """
 
     vocabulary: Vocabulary
@@ -46,6 +48,7 @@ class Corpus:
     manifest: Manifest
     skipped: list[str]
     subsets: tuple[str, ...] = ("",)
+    notes: tuple[str, ...] = ()
 
     @property
     def validation_bytes(self) -> int:
@@ -61,7 +64,7 @@ class Corpus:
                 f"{split}: {fields[f'{split}_documents']:,} documents, {fields[f'{split}_bytes']:,} bytes, "
                 f"{rows.num_tokens:,} tokens in {rows.num_rows:,} rows of {rows.row_length} ({rows.fill:.1%} full)"
             )
-        return lines + skipped_lines(self.skipped)
+        return [*lines, *self.notes, *skipped_lines(self.skipped)]
 
 
 def load_corpus(config: DataConfig, vocab_size: int) -> Corpus:
@@ -112,7 +115,8 @@ def load_corpus(config: DataConfig, vocab_size: int) -> Corpus:
         validation_content_hash=content["validation"].hexdigest(),
         validation_rows_hash=rows_hash(rows["validation"]),
     )
-    return Corpus(vocabulary, rows["train"], rows["validation"], manifest, source.skipped, subsets)
+    notes = tuple(unread_lines(source.unread, source.suffixes))
+    return Corpus(vocabulary, rows["train"], rows["validation"], manifest, source.skipped, subsets, notes)
 
 
 def _prepared_corpus(config: DataConfig, vocabulary: Vocabulary) -> Corpus:
@@ -179,7 +183,7 @@ def skipped_lines(skipped: list[str]) -> list[str]:
     if not skipped:
         return []
     more = [f"  and {len(skipped) - _SHOWN:,} more"] if len(skipped) > _SHOWN else []
-    return [f"skipped {len(skipped):,}:", *(f"  {line}" for line in skipped[:_SHOWN]), *more]
+    return [f"skipped {len(skipped):,}:", *(f"  {one_line(line, 300)}" for line in skipped[:_SHOWN]), *more]
 
 
 def _encoded(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 TRUNCATED, DAMAGED, CHECKSUM = "truncated zstd", "damaged zstd", "wrong checksum"
+TRUNCATED_GZIP, DAMAGED_GZIP, TRUNCATED_FILE = "truncated gzip", "damaged gzip", "truncated file"
 NOT_UTF8, NOT_JSON, NO_TEXT = "invalid UTF-8", "invalid JSON", "missing text"
 NOT_A_STRING, SURROGATE, EMPTY = "text not a string", "lone surrogate", "empty document"
 

@@ -9,8 +9,9 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import IO, Any, NamedTuple
 
-from stagjax.data.sources import JSONL_SUFFIXES, pile_split
+from stagjax.data.sources import JSONL_SUFFIXES, is_hidden, pile_split, refuse_twins, unread_lines
 from stagjax.errors import RunFailed, UserError
+from stagjax.files import read_text, text_lines
 
 SPLITS = ("train", "validation", "test")
 _LISTING_SECONDS = 60.0
@@ -34,29 +35,38 @@ class Shard(NamedTuple):
     split: str | None
 
 
-def list_shards(path: str, validation_percent: int | None, seconds: float = _LISTING_SECONDS) -> list[Shard]:
+def list_shards(
+    path: str,
+    validation_percent: int | None,
+    seconds: float = _LISTING_SECONDS,
+    note: Callable[[str], None] = lambda line: None,
+) -> list[Shard]:
     """Return the shards of a directory, sorted by name.
 
     Args:
       path: a directory, or "gs://bucket/directory". With a subdirectory train/ it is read like The Pile: train/ and
-        beside it val or validation and test; otherwise all of its *.jsonl and *.jsonl.zst are one pool.
+        beside it val or validation and test; otherwise all files that end in one of `JSONL_SUFFIXES` are one pool.
       validation_percent: of the documents to hold out where no file is made for that; None if there is one.
       seconds: within which a bucket has to answer.
+      note: called with a line for people on what else lies there, if anything does; hidden files are not counted.
 
     Raises:
-      UserError: no such directory, no shard in it, an empty shard, or no validation split.
+      UserError: no such directory, no shard in it, an empty shard, two of one name, or no validation split.
     """
-    sizes = _in_time(lambda: _list(path), path, seconds)
-    if not sizes:
-        raise UserError(
-            f"--path={path} has no file that ends in {' or '.join(JSONL_SUFFIXES)}, neither directly nor in train/; "
-            "correct the path"
-        )
+    entries = _in_time(lambda: _list(path), path, seconds)
+    sizes = {name: size for name, size in entries.items() if size is not None and name.endswith(JSONL_SUFFIXES)}
     pile = any(name.startswith("train/") for name in sizes)
     splits = {name: pile_split(name) if pile else None for name in sizes}
     if pile:
         # What lies beside train/ under other names is no part of the corpus as published.
         splits = {name: split for name, split in splits.items() if split is not None}
+    unread = unread_lines([name for name in entries if name not in splits and name != "train/"], JSONL_SUFFIXES)
+    if not sizes:
+        raise UserError(
+            f"--path={path} has no file that ends in {' or '.join(JSONL_SUFFIXES)}, neither directly nor in train/"
+            f"{''.join(f' ({line})' for line in unread)}; correct the path"
+        )
+    refuse_twins("--path", path, splits)
     held_out = "validation" in splits.values()
     if held_out and validation_percent is not None:
         raise UserError(
@@ -73,6 +83,8 @@ def list_shards(path: str, validation_percent: int | None, seconds: float = _LIS
     for name in splits:
         if not sizes[name]:
             raise UserError(f"--path={path}: {name} is empty; copy it again, or remove it")
+    for line in unread:
+        note(line)
     join = path.rstrip("/") + "/" if _is_url(path) else os.path.join(path, "")
     return [Shard(name, join + name, sizes[name], splits[name]) for name in sorted(splits)]
 
@@ -96,7 +108,7 @@ def read_expected_hashes(path: str, names: list[str]) -> dict[str, str]:
       UserError: it cannot be read, a line is none of that format, or a shard is not in it.
     """
     try:
-        lines = pathlib.Path(path).read_text().splitlines()
+        lines = text_lines(read_text(pathlib.Path(path)))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--sha256={path} cannot be read ({error}); give a file written by sha256sum") from None
     hashes: dict[str, str] = {}
@@ -121,24 +133,28 @@ def _is_url(path: str) -> bool:
     return "://" in path
 
 
-def _list(path: str) -> Mapping[str, int]:
-    """Return the size of every shard directly in a directory or in its train/, by name."""
+def _list(path: str) -> Mapping[str, int | None]:
+    """Return what lies directly in a directory or in its train/, but for hidden files: sizes by name, None for others.
+
+    The name of a directory ends in a slash.
+    """
     if _is_url(path):
         return _list_remote(path)
     root = pathlib.Path(path)
     if not root.is_dir():
         raise UserError(f"--path={path} {'is not a directory' if root.exists() else 'does not exist'}; correct it")
-    files = [file for directory in (root, root / "train") if directory.is_dir() for file in directory.iterdir()]
-    return {
-        file.relative_to(root).as_posix(): file.stat().st_size
-        for file in files
-        if file.name.endswith(JSONL_SUFFIXES) and file.is_file()
-    }
+    found: dict[str, int | None] = {}
+    for file in [file for directory in (root, root / "train") if directory.is_dir() for file in directory.iterdir()]:
+        if not is_hidden(file.name):
+            name = file.relative_to(root).as_posix()
+            found[f"{name}/" if file.is_dir() else name] = file.stat().st_size if file.is_file() else None
+    return found
 
 
-def _list_remote(path: str) -> Mapping[str, int]:
+def _list_remote(path: str) -> Mapping[str, int | None]:
     filesystem = _filesystem(path)
-    root, sizes = filesystem._strip_protocol(path).rstrip("/"), {}
+    root = filesystem._strip_protocol(path).rstrip("/")
+    found: dict[str, int | None] = {}
     for directory in (root, f"{root}/train"):
         try:
             entries = filesystem.ls(directory, detail=True)
@@ -147,9 +163,13 @@ def _list_remote(path: str) -> Mapping[str, int]:
                 raise
             continue
         for entry in entries:
-            if entry["type"] == "file" and entry["name"].endswith(JSONL_SUFFIXES):
-                sizes[entry["name"].removeprefix(f"{root}/")] = entry["size"]
-    return sizes
+            name = entry["name"].rstrip("/")
+            # A directory may list a marker of itself.
+            if name != directory and not is_hidden(name.rpartition("/")[2]):
+                is_file = entry["type"] == "file"
+                name = name.removeprefix(f"{root}/")
+                found[name if is_file else f"{name}/"] = entry["size"] if is_file else None
+    return found
 
 
 def _filesystem(path: str) -> Any:

@@ -87,14 +87,14 @@ def prepare_shard(job: Job, vocabulary: Vocabulary, advance: Callable[[int], Non
             )
         receipt = Receipt(
             name=job.shard.name,
-            size=reader.num_bytes,
+            size=reader.content.num_bytes,
             sha256=reader.sha256,
             lines=reader.num_lines,
             broken=reader.num_broken,
-            expected_bytes=reader.expected_bytes,
-            lost_bytes=reader.lost_bytes,
-            frames=reader.num_frames,
-            unchecked=reader.num_unchecked,
+            content_bytes=reader.content.size,
+            lost_share=reader.content.lost_share,
+            frames=reader.content.num_frames,
+            unchecked=reader.content.num_unchecked,
             faults=faults.to_dict(),
             parts={split: part.finish() for split, part in parts.items()},
         )

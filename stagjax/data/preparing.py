@@ -135,7 +135,7 @@ def prepare(
         receipts = [done[job.shard.name] for job in jobs]
         broken = broken_share(receipts)
         _report(output, receipts, broken, max_broken)
-        if broken.share > max_broken:
+        if max(broken.share, *broken.by_split.values()) > max_broken:
             raise RunFailed(_too_much(output, broken, max_broken))
         if not (output / PREPARED).exists():
             _complete(output, settings, vocabulary, receipts, documents)
@@ -263,6 +263,7 @@ def _report(output: pathlib.Path, receipts: Sequence[Receipt], broken: Broken, m
         "broken_share": broken.share,
         "broken_documents": broken.documents,
         "lost_bytes": broken.bytes,
+        "lost_bytes_by_split": broken.by_split,
         "max_broken": max_broken,
         "faults": broken.faults.to_dict(),
         "sources": {
@@ -271,7 +272,8 @@ def _report(output: pathlib.Path, receipts: Sequence[Receipt], broken: Broken, m
                 "bytes": receipt.size,
                 "lines": receipt.lines,
                 "broken_lines": receipt.broken,
-                "lost_bytes": receipt.lost_bytes,
+                "content_bytes": receipt.content_bytes,
+                "lost_share": receipt.lost_share,
                 "frames": receipt.frames,
                 "frames_without_checksum": receipt.unchecked,
             }
@@ -286,8 +288,12 @@ def _too_much(output: pathlib.Path, broken: Broken, max_broken: float) -> str:
         f"{kind}: {count:,}, the first {broken.faults.first[kind][0].where}"
         for kind, count in sorted(broken.faults.counts.items())
     )
+    what = f"{broken.share:.3%} of the input is broken"
+    if broken.share <= max_broken:
+        split = max(broken.by_split, key=broken.by_split.__getitem__)
+        what = f"{broken.by_split[split]:.3%} of {split} is lost"
     return (
-        f"{broken.share:.3%} of the input is broken, above --max-broken={max_broken:g} ({cases}); see "
+        f"{what}, above --max-broken={max_broken:g} ({cases}); see "
         f"{output / REPORT}; repair the sources and start again, which reads only those anew, or raise --max-broken"
     )
 

@@ -72,9 +72,9 @@ class Receipt:
       sha256: of its file, as it was read.
       lines: that are not blank.
       broken: of them, those that gave no document.
-      expected_bytes: as in `shards.ShardReader`.
-      lost_bytes: likewise.
-      frames: zstd frames.
+      content_bytes: of the file as it should be, decompressed; None where nothing says how much that is.
+      lost_share: of them, how much could not be read or not be trusted, as in `compression.Content`.
+      frames: zstd frames or gzip members.
       unchecked: of them, those without a checksum.
       faults: as `Faults.to_dict`.
       parts: by split.
@@ -85,8 +85,8 @@ class Receipt:
     sha256: str
     lines: int
     broken: int
-    expected_bytes: int
-    lost_bytes: int
+    content_bytes: int | None
+    lost_share: float
     frames: int
     unchecked: int
     faults: dict[str, Any]
@@ -95,7 +95,13 @@ class Receipt:
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> "Receipt":
         """Return the receipt that `dataclasses.asdict` gave, also by way of JSON."""
-        return cls(**{**tree, "parts": {split: Part.from_dict(part) for split, part in tree["parts"].items()}})
+        parts = {split: Part.from_dict(part) for split, part in tree["parts"].items()}
+        fields = {**tree, "parts": parts}
+        if "lost_bytes" in fields:  # Of an earlier version, which counted the bytes of the file as it is.
+            lost, expected = fields.pop("lost_bytes"), fields.pop("expected_bytes")
+            fields["lost_share"] = lost / max(1, expected)
+            fields["content_bytes"] = None if 0 < expected <= lost else sum(part.bytes for part in parts.values())
+        return cls(**fields)
 
 
 class Broken(NamedTuple):
@@ -103,12 +109,14 @@ class Broken(NamedTuple):
 
     Attributes:
       documents: share of the lines read that gave no document.
-      bytes: share of the bytes of all shards that could not be read or trusted.
+      bytes: share of the bytes of all shards, decompressed, that could not be read or trusted.
+      by_split: the same share of the shards that give to a split, for each.
       faults: all of them.
     """
 
     documents: float
     bytes: float
+    by_split: dict[str, float]
     faults: Faults
 
     @property
@@ -123,12 +131,29 @@ def broken_share(receipts: Sequence[Receipt]) -> Broken:
     for receipt in receipts:
         faults.merge(Faults.from_dict(receipt.faults))
     lines = sum(receipt.lines for receipt in receipts)
-    expected = sum(receipt.expected_bytes for receipt in receipts)
+    sizes = _content_sizes(receipts)
+    splits = {split for receipt in receipts for split in receipt.parts}
     return Broken(
         sum(receipt.broken for receipt in receipts) / max(1, lines),
-        sum(receipt.lost_bytes for receipt in receipts) / max(1, expected),
+        _lost([(size, receipt.lost_share) for size, receipt in zip(sizes, receipts, strict=True)]),
+        {
+            split: _lost([(size, r.lost_share) for size, r in zip(sizes, receipts, strict=True) if split in r.parts])
+            for split in sorted(splits)
+        },
         faults,
     )
+
+
+def _content_sizes(receipts: Sequence[Receipt]) -> list[float]:
+    """Return the bytes that each shard should hold; what does not say so is taken for no smaller than the others."""
+    known = [receipt for receipt in receipts if receipt.content_bytes is not None]
+    total = sum(receipt.content_bytes for receipt in known)
+    mean, rate = total / max(1, len(known)), total / max(1, sum(receipt.size for receipt in known))
+    return [max(1.0, mean, r.size * rate) if r.content_bytes is None else r.content_bytes for r in receipts]
+
+
+def _lost(shards: Sequence[tuple[float, float]]) -> float:
+    return sum(size * share for size, share in shards) / max(1, sum(size for size, _ in shards))
 
 
 def sha256_of(path: pathlib.Path, advance: Callable[[int], None] = lambda num_bytes: None) -> str:

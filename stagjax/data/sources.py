@@ -5,19 +5,22 @@ import hashlib
 import os
 import pathlib
 import sysconfig
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from stagjax.config import DataConfig
+from stagjax.data.compression import COMPRESSED
 from stagjax.data.faults import Fault
 from stagjax.data.shards import Document, ShardReader
 from stagjax.errors import UserError, unknown
+from stagjax.printable import one_line
 
 SPLITS = ("train", "validation")
 TEXT_SUFFIXES = (".txt", ".md", ".py")
-JSONL_SUFFIXES = (".jsonl", ".jsonl.zst")
+JSONL_SUFFIXES = (".jsonl", *(f".jsonl{suffix}" for suffix in COMPRESSED))
 # Installed packages and tests: they differ between machines, and the latter is not code that one would want to learn.
 NOT_STDLIB = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test"})
 _TOPICS = "pydoc_data/topics"
+_SHOWN, _LONGEST = 5, 60  # Files that were not read: how many are named, and with how many characters.
 
 
 class Source:
@@ -26,11 +29,14 @@ class Source:
     Attributes:
       files: (name, path) of every file, sorted by name; the name is the path relative to the root.
       skipped: "name: reason" for whatever could not be read, complete once `documents` has been walked to its end.
+      unread: names of the files and directories that it does not read; those that begin with a dot are no part of it.
     """
 
     def __init__(self, root: str | os.PathLike[str], suffixes: tuple[str, ...], excluded: Collection[str] = ()):
         self._unlisted: list[str] = []
         self.skipped: list[str] = []
+        self.unread: list[str] = []
+        self.suffixes = suffixes
         self.files = self._list(str(root), suffixes, excluded)
 
     def documents(self) -> Iterator[Document]:
@@ -48,20 +54,25 @@ class Source:
 
     def _read(self, name: str, path: pathlib.Path) -> Iterator[Document]:
         try:
-            # Decoded as it stands: a text mode would turn "\r\n" into "\n", and a declared encoding other than UTF-8
-            # would make the number of bytes differ from the file's.
-            yield Document(name, path.read_bytes().decode())
+            # Decoded as it stands, but for a byte order mark: a text mode would turn "\r\n" into "\n", and a declared
+            # encoding other than UTF-8 would make the number of bytes differ from the file's.
+            yield Document(name, path.read_bytes().decode("utf-8-sig"))
         except UnicodeDecodeError as error:
             self.skipped.append(f"{name}: not UTF-8 at byte {error.start}")
 
     def _list(self, root: str, suffixes: tuple[str, ...], excluded: Collection[str]) -> list[tuple[str, pathlib.Path]]:
         files = []
         for directory, subdirectories, names in os.walk(root, onerror=self._not_listed):
-            subdirectories[:] = [name for name in subdirectories if name not in excluded]
-            for name in names:
-                if name.endswith(suffixes):
-                    path = pathlib.Path(directory, name)
-                    files.append((_printable(path.relative_to(root).as_posix()), path))
+            subdirectories[:] = [name for name in subdirectories if name not in excluded and not is_hidden(name)]
+            links = [name for name in subdirectories if os.path.islink(os.path.join(directory, name))]
+            for name in (*names, *links):
+                path = pathlib.Path(directory, name)
+                label = _printable(path.relative_to(root).as_posix())
+                if name.endswith(suffixes) and name not in links:
+                    if not is_hidden(name):
+                        files.append((label, path))
+                elif not is_hidden(name):
+                    self.unread.append(label)
         return sorted(files)
 
     def _not_listed(self, error: OSError) -> None:
@@ -88,10 +99,19 @@ class StdlibSource(Source):
 
 
 class JsonlSource(Source):
-    """Files of JSON lines, {"text": ...} each, plain or compressed by zstd; documents are named "file#line".
+    """Files of JSON lines, {"text": ...} each, plain or compressed; documents are named "file#line".
 
     In The Pile's layout files decide the split, as they do where it is prepared (`layout.list_shards`).
+
+    Raises:
+      UserError: two files differ in nothing but how they are compressed.
     """
+
+    def __init__(self, root: str | os.PathLike[str], suffixes: tuple[str, ...] = JSONL_SUFFIXES):
+        super().__init__(root, suffixes)
+        refuse_twins("data.path", str(root), [name for name, _ in self.files])
+        if "train" in self._splits:  # What lies beside train/ under other names is no part of the corpus as published.
+            self.unread += [name for name, _ in self.files if pile_split(name) is None]
 
     def split_of(self, document: Document, validation_percent: int) -> str:
         """Return the split of a document: that of its file, if files have one and one of them is for validation."""
@@ -143,6 +163,33 @@ def open_source(config: DataConfig) -> Source:
             f"which is what data.source={config.source!r} reads; correct one of the two"
         )
     return source
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file is none of the user's: other systems leave "._a.jsonl" and ".DS_Store" beside them."""
+    return name.startswith(".")
+
+
+def refuse_twins(field: str, path: str, names: Iterable[str]) -> None:
+    """Raise `UserError` where two shards are one but for their compression: the same texts, in both splits perhaps."""
+    known: dict[str, str] = {}
+    for name in sorted(names):
+        stem = next(name.removesuffix(suffix) for suffix in reversed(JSONL_SUFFIXES) if name.endswith(suffix))
+        if stem in known:
+            raise UserError(
+                f"{field}={path} has both {known[stem]} and {name}, which would be read as different texts; remove or "
+                "rename one of them"
+            )
+        known[stem] = name
+
+
+def unread_lines(unread: Sequence[str], suffixes: Sequence[str]) -> list[str]:
+    """Return a line that tells a person what lies in a directory and was not read; none where there is nothing."""
+    if not unread:
+        return []
+    names = [one_line(name, _LONGEST) for name in sorted(unread)]
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return [f"not read: {', '.join(names[:_SHOWN])}{more}; what is read ends in {', '.join(suffixes)}"]
 
 
 def pile_split(name: str) -> str | None:

@@ -7,6 +7,7 @@ import rich.console
 import rich.progress
 
 from stagjax.data.receipts import Receipt
+from stagjax.printable import one_line
 
 _LINE_SECONDS = 30.0  # Between lines, where there is no terminal.
 _SHOWN = 3  # Faults of a shard that are named when it is done.
@@ -79,7 +80,8 @@ class PreparationProgress:
             self.note(f"  and {count - _SHOWN:,} more")
 
     def note(self, text: str) -> None:
-        """Print one line, above the bar if there is one."""
+        """Print one line, above the bar if there is one; names of files in it cannot make it two."""
+        text = one_line(text)
         if self._bar.disable:
             # Not through rich, which would wrap or pad lines to a width that a file does not have.
             print(text, file=self._console.file, flush=True)

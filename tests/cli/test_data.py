@@ -64,7 +64,8 @@ def test_vocab_reads_the_standard_library(folder, capsys):
         ([], dict(size=10_000_000), r"--size=10000000 is more than this text yields; use "),
         ([], dict(size=5), "--size=5 is below the 4 specials and 256 bytes; use 512 or more"),
         (["--share=0"], {}, "--share=0.0 is outside 0..1; use e.g. 0.01"),
-        ([], dict(source="jsonl"), "empty corpus: --path='{}/texts' has no file that ends in .jsonl, .jsonl.zst, which "
+        ([], dict(source="jsonl"), "empty corpus: --path='{}/texts' has no file that ends in .jsonl, .jsonl.zst, "
+                                   ".jsonl.zstd, .jsonl.gz, which "
                                    "is what --source='jsonl' reads; correct one of the two"),
         ([], dict(source="txt"), "unknown --source 'txt'; did you mean 'text'?"),
         (["--path={}/none"], {}, "--path='{}/none' does not exist; --source='text' reads a directory"),

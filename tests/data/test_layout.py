@@ -40,6 +40,24 @@ def test_a_flat_directory_is_split_by_the_names_of_documents(tmp_path):
         list_shards(str(tmp_path), None)
 
 
+def test_what_is_not_read_is_named_here_and_in_a_bucket(bucket, tmp_path):
+    write_pile(tmp_path, shards=1, number=1)
+    for name in ("SUMS", "._val.jsonl", "train/._00.jsonl.zst", "train/notes.md", "other.jsonl", "more/x.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    wanted = (
+        "not read: SUMS, more/, other.jsonl, train/notes.md; what is read ends in .jsonl, .jsonl.zst, .jsonl.zstd, "
+    )
+    for path in (str(tmp_path), "gs://pile/"):
+        notes = []
+        list_shards(path, None, note=notes.append)
+        assert [note.startswith(wanted) for note in notes] == [True]
+    (tmp_path / "more" / "a.json.gz").write_text("x")
+    (tmp_path / "more" / "x.jsonl").unlink()
+    with pytest.raises(UserError, match=r"nor in train/ \(not read: a\.json\.gz; what is read ends in "):
+        list_shards(f"{tmp_path}/more", 1)
+
+
 def test_what_cannot_be_listed_is_refused(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()

@@ -1,9 +1,11 @@
 """Preparing: the rows of every shard, once, whatever the number of processes and however often it is interrupted."""
 
+import gzip
 import hashlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,13 +179,52 @@ def test_a_broken_shard_stops_the_run_until_it_is_repaired(whole, tmp_path):
     )
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["faults"]["truncated zstd"]["first"][0]["where"] == "train/01.jsonl.zst"
-    # Half of one of five shards of about one size.
-    assert report["broken_share"] == report["lost_bytes"] == pytest.approx(0.1, abs=0.04)
+    # All of one of five shards of about one size: half of a zstd block holds nothing.
+    assert report["broken_share"] == report["lost_bytes"] == pytest.approx(0.2, abs=0.04)
     with pytest.raises(UserError, match="is not complete"):
         open_prepared(str(tmp_path / "out"))
     (tmp_path / "in" / "train/01.jsonl.zst").write_bytes(intact)
     assert run(tmp_path / "in", tmp_path / "out")[1].done == ["train/01.jsonl.zst"]
     assert files(tmp_path / "out")["prepared.json"] == files(whole)["prepared.json"]
+
+
+@pytest.mark.parametrize("coding", ["zstd", "gzip", "plain"])
+@pytest.mark.parametrize("kept", [100, 3000])
+def test_a_shard_of_four_that_is_cut_short_is_about_a_quarter(tmp_path, coding, kept):
+    (tmp_path / "in").mkdir()
+    suffix, code = {"zstd": (".zst", compress), "gzip": (".gz", gzip.compress), "plain": ("", bytes)}[coding]
+    for seed in range(4):
+        data = code(lines(documents(seed, 60)))
+        (tmp_path / "in" / f"{seed}.jsonl{suffix}").write_bytes(data[:kept] if seed == 2 else data)
+    with pytest.raises(RunFailed, match=r"of the input is broken, above .*\(truncated (zstd|gzip|file): 1"):
+        run(tmp_path / "in", tmp_path / "out", Settings("bytes", 32, 10, False), percent=10)
+    share = json.loads((tmp_path / "out" / "report.json").read_text())["lost_bytes"]
+    assert share == pytest.approx(0.25, abs=0.05)
+
+
+def test_a_split_that_is_lost_is_not_hidden_by_the_size_of_the_others(tmp_path):
+    write_pile(tmp_path / "in", shards=1, number=60)
+    (tmp_path / "in" / "val.jsonl.zst").write_bytes(compress(lines(documents(3, 1)))[:40])
+    with pytest.raises(RunFailed, match=r"100.000% of validation is lost, above --max-broken=0.02 \(truncated zstd: 1"):
+        run(tmp_path / "in", tmp_path / "out", max_broken=0.02)
+
+
+def test_receipts_of_an_earlier_version_are_read(pile, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "out")
+    for file in (tmp_path / "out" / "shards").iterdir():
+        tree = json.loads(file.read_text())
+        del tree["content_bytes"], tree["lost_share"]
+        file.write_text(json.dumps(tree | {"expected_bytes": tree["size"], "lost_bytes": 0}))
+    assert run(pile[0], tmp_path / "out")[0].num_new == 0
+    prepared = json.loads((tmp_path / "out" / "prepared.json").read_text())
+    file = tmp_path / "out" / "shards" / "val.jsonl.zst.json"
+    tree = json.loads(file.read_text()) | {"expected_bytes": 100, "lost_bytes": 100}  # Cut to a hundred bytes.
+    prepared["receipts"][-1] = tree
+    file.write_text(json.dumps(tree))
+    (tmp_path / "out" / "prepared.json").write_text(json.dumps(prepared))
+    assert open_prepared(str(tmp_path / "out")).rows("validation").num_rows
+    with pytest.raises(RunFailed, match="of the input is broken, above"):
+        run(pile[0], tmp_path / "out")
 
 
 def test_broken_lines_are_a_share_of_all_lines(tmp_path):

@@ -1,5 +1,6 @@
 """Sources: every document once, in one order, as it stands; whatever cannot be read is named."""
 
+import gzip
 import json
 import os
 import sysconfig
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stagjax.config import DataConfig
-from stagjax.data.sources import Document, is_drawn, open_source, split_of
+from stagjax.data.layout import list_shards
+from stagjax.data.sources import Document, is_drawn, open_source, split_of, unread_lines
 from stagjax.errors import UserError
 
 
@@ -61,7 +63,7 @@ def test_stdlib_comes_in_one_order(stdlib):
     assert files == sorted(files)
 
 
-def test_text_reads_every_file_below_as_it_stands(tmp_path):
+def test_text_reads_every_file_below_as_it_stands_but_for_a_byte_order_mark(tmp_path):
     (tmp_path / "b" / "c").mkdir(parents=True)
     (tmp_path / "b" / "c" / "deep.py").write_bytes("\ufeffx\r\n\rü\u2028".encode())
     (tmp_path / "b" / "z.md").write_text("")
@@ -72,10 +74,38 @@ def test_text_reads_every_file_below_as_it_stands(tmp_path):
     assert documents == [
         Document("a.txt", "a"),
         Document("b.txt", "b"),
-        Document("b/c/deep.py", "\ufeffx\r\n\rü\u2028"),
+        Document("b/c/deep.py", "x\r\n\rü\u2028"),
         Document("b/z.md", ""),
     ]
-    assert source.skipped == []
+    assert source.skipped == [] and source.unread == ["no.rst"]
+
+
+def test_what_lies_beside_is_named_in_one_short_line_and_hidden_files_are_nothing(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    for name in ("._a.jsonl", ".b.jsonl.gz", ".DS_Store", "c.jsonl.xz", "d\n.json", *(f"{n}" * 80 for n in range(5))):
+        (tmp_path / name).write_bytes(b"\0")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "e.jsonl").write_text("x")
+    (tmp_path / "f").symlink_to(tmp_path / ".cache")
+    (tmp_path / "g.jsonl.gz").write_bytes(gzip.compress(b'{"text": "g"}\n'))
+    documents, source = read("jsonl", path=str(tmp_path))
+    assert [document.name for document in documents] == ["a.jsonl#1", "g.jsonl.gz#1"] and source.skipped == []
+    (line,) = unread_lines(source.unread, source.suffixes)
+    assert sorted(source.unread)[5:] == ["c.jsonl.xz", "d\n.json", "f"] and len(line) < 450
+    assert line.startswith("not read: " + "0" * 57 + "..., 1") and " and 3 more; what is read ends in .jsonl, " in line
+    assert unread_lines(["d\n.json", "c"], (".md",)) == ["not read: c, d\\n.json; what is read ends in .md"]
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "h.jsonl").write_text('{"text": "h"}\n')
+    assert {"a.jsonl", "g.jsonl.gz"} < set(read("jsonl", path=str(tmp_path))[1].unread)
+
+
+def test_one_file_in_two_compressions_is_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n'))
+    with pytest.raises(UserError, match="has both a.jsonl and a.jsonl.gz, which would be read as different texts"):
+        read("jsonl", path=str(tmp_path))
+    with pytest.raises(UserError, match="--path=.* has both a.jsonl and a.jsonl.gz"):
+        list_shards(str(tmp_path), 1)
 
 
 def test_text_reports_what_it_cannot_read(tmp_path):
@@ -182,8 +212,8 @@ def test_bad_sources_are_refused(tmp_path):
         (dict(source="text", path=f"{tmp_path}/file"), f"data.path='{tmp_path}/file' is not a directory; "
                                                        "data.source='text' reads a directory"),
         (dict(source="jsonl", path=str(tmp_path)), f"empty corpus: data.path='{tmp_path}' has no file that ends in "
-                                                   ".jsonl, .jsonl.zst, which is what data.source='jsonl' reads; "
-                                                   "correct one of the two"),
+                                                   ".jsonl, .jsonl.zst, .jsonl.zstd, .jsonl.gz, which is what "
+                                                   "data.source='jsonl' reads; correct one of the two"),
         (dict(source="stdlib", path="x"), "data.path='x' is set, but data.source='stdlib' reads the standard library "
                                           "of Python; leave it unset, or use data.source='text' or 'jsonl'"),
         (dict(source="jsnl", path="x"), "unknown data.source 'jsnl'; did you mean 'jsonl'? known: jsonl, stdlib, text"),

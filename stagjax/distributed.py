@@ -18,13 +18,14 @@ from jax.experimental.multihost_utils import sync_global_devices
 
 from stagjax import libtpu, local_processes
 from stagjax.errors import UserError
-from stagjax.hosts import link as links
+from stagjax.hosts import joining
 from stagjax.hosts.facts import Facts, ranges, versions
+from stagjax.hosts.link import Link
 from stagjax.hosts.place import Place, told
 
 _JAX_SECONDS = 60  # within which JAX connects processes that have met already
 
-_link: links.Link | None = None
+_link: Link | None = None
 
 
 def start_up(place: Place | None = None, facts: Facts | None = None, timeout: float = 300.0) -> None:
@@ -41,6 +42,7 @@ def start_up(place: Place | None = None, facts: Facts | None = None, timeout: fl
 
     Raises:
       UserError: the processes do not come together, or differ.
+      RunFailed: process 0 failed while they came together.
     """
     _give_forced_devices_threads()
     if not jax.config.jax_compilation_cache_dir:
@@ -137,7 +139,7 @@ def _join(place: Place, facts: dict[str, str], timeout: float) -> None:
     """Meet the other processes, make JAX see their devices as well as ours, and see that all have as many."""
     global _link
     print_line = lambda text: print(text, file=sys.stderr, flush=True)
-    _link = links.join(place, versions() | facts, timeout, print_line)
+    _link = joining.join(place, versions() | facts, timeout, print_line)
     own_cores = local_processes.has_own_cores()
     if own_cores:
         local_processes.keep_to_own_cores(place)

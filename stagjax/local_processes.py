@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stagjax.errors import UserError
+from stagjax.hosts import secret
 from stagjax.hosts.place import Place, as_environment
 
 _VARIABLE, _OWN, _SHARED = "STAGJAX_LOCAL_PROCESS", "own cores", "shared cores"
@@ -53,7 +54,7 @@ def launch(
 
     The first process has this one's terminal; of the others only the errors are shown, if the first had none. Where one
     fails the others are stopped, and so are all of them if this process dies. SIGTERM and Ctrl-C are passed on to the
-    first one.
+    first one. They know each other by a secret that only they have.
 
     Args:
       count: of processes.
@@ -66,13 +67,16 @@ def launch(
     coordinator = f"127.0.0.1:{_free_port()}"
     die_with_parent = functools.partial(_die_with_parent, ctypes.CDLL(None))
     with contextlib.ExitStack() as stack:
+        own_secret = secret.environment(
+            pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stagjax-")))
+        )
         processes, errors = [], []
         for index in range(count):
             error = stack.enter_context(tempfile.TemporaryFile()) if index else None
             quiet = {"stdout": subprocess.DEVNULL, "stderr": error} if index else {}
             process = subprocess.Popen(
                 [sys.executable, "-m", "stagjax", *arguments],
-                env=_environment(Place(index, count, coordinator), devices, own_cores),
+                env=_environment(Place(index, count, coordinator), devices, own_cores) | own_secret,
                 preexec_fn=die_with_parent,
                 process_group=0,  # not the terminal's: it would tell each of Ctrl-C, and we would once more
                 **quiet,

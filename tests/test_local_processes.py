@@ -63,6 +63,7 @@ def measured(tmp_path_factory):
     process = start("--against=baseline,baseline_slice", f"--output={output}")
     out, err = process.communicate(timeout=180)
     assert process.returncode == 0, err
+    assert "STAGJAX_SECRET_FILE" not in err  # they share a secret, of which there is nothing to say
     return output, out
 
 

@@ -9,12 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import BinaryIO
 
 from stagjax.errors import UserError
+from stagjax.hosts import secret
 from tpu.restarts import WorkerState
 
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
@@ -22,6 +24,8 @@ _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 class LocalTarget:
     """Processes that find each other by STAGJAX_COORDINATOR, STAGJAX_NUM_PROCESSES and STAGJAX_PROCESS_ID.
+
+    They know each other by a secret of their attempt, in a file that STAGJAX_SECRET_FILE names.
 
     Args:
       command: what each runs; a leading `stagjax` is the one of this Python.
@@ -57,6 +61,7 @@ class LocalTarget:
             self.environment["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}".strip()
             self.environment.setdefault("JAX_PLATFORMS", "cpu")
         self._workers: list[_Worker] = []
+        self._private: tempfile.TemporaryDirectory | None = None
 
     def prepare(self) -> None:
         """Make the directory of the logs."""
@@ -70,8 +75,9 @@ class LocalTarget:
         return False
 
     def environments(self, coordinator: str) -> list[dict[str, str]]:
-        """Return what each process is told, beside this one's own environment."""
+        """Return what each process is told, beside this one's own environment, of which a dry run may show all."""
         told = {"STAGJAX_COORDINATOR": coordinator, "STAGJAX_NUM_PROCESSES": str(self.num_processes)}
+        told[secret.VARIABLE] = "FILE"
         return [self.environment | told | {"STAGJAX_PROCESS_ID": str(index)} for index in range(self.num_processes)]
 
     def log(self, index: int) -> pathlib.Path:
@@ -79,13 +85,19 @@ class LocalTarget:
         return self.logs / f"worker-{index}.log"
 
     def start(self, attempt: int) -> None:
-        """Start every process, with a coordinator's port of this attempt alone."""
+        """Start every process, with a coordinator's port and a secret of this attempt alone."""
         self._workers = []
+        if self._private:
+            self._private.cleanup()
+        self._private = tempfile.TemporaryDirectory(prefix="stagjax-")
+        own_secret = secret.environment(pathlib.Path(self._private.name))
         for index, told in enumerate(self.environments(f"127.0.0.1:{_free_port()}")):
             with self.log(index).open("ab") as log:
                 log.write(f"--- attempt {attempt + 1}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
                 log.flush()
-                self._workers.append(_Worker(f"worker {index}", self.command, os.environ | told, self.log(index), log))
+                self._workers.append(
+                    _Worker(f"worker {index}", self.command, os.environ | told | own_secret, self.log(index), log)
+                )
 
     def states(self) -> Sequence[WorkerState]:
         """Return every process's state."""

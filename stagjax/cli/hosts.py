@@ -8,6 +8,8 @@ from stagjax import local_processes
 from stagjax.errors import UserError
 from stagjax.hosts.place import told
 
+_LONGEST_WAIT = 7 * 24 * 3600
+
 # What the processes of a run may be told differently; functions are none of their options.
 _OWN = {"coordinator", "process_id", "num_processes", "join_timeout", "local_processes", "devices_per_process"}
 _OWN |= {"argv", "overrides", "run", "measure"}
@@ -19,7 +21,8 @@ def add_host_arguments(parser: argparse.ArgumentParser) -> None:
         "several hosts",
         "On a TPU pod, in SLURM and under Open MPI the same line on every host is enough. Elsewhere each\n"
         "process is told its place, by these flags or by STAGJAX_COORDINATOR, STAGJAX_NUM_PROCESSES and\n"
-        "STAGJAX_PROCESS_ID.",
+        "STAGJAX_PROCESS_ID. STAGJAX_SECRET_FILE names a file of 64 hexadecimal digits, the same for all,\n"
+        "by which they know each other; without it whoever reaches the port can join.",
     )
     add = group.add_argument
     add("--coordinator", metavar="HOST:PORT", help="address of process 0, a port that is free there")
@@ -72,6 +75,11 @@ def start(args: argparse.Namespace, facts: Mapping[str, str] | None = None) -> N
     Raises:
       UserError: the processes do not come together, or differ.
     """
+    if not 0 < args.join_timeout <= _LONGEST_WAIT:  # nan is neither
+        raise UserError(
+            f"--join-timeout={args.join_timeout:g} is outside 0..{_LONGEST_WAIT} (a week); say how many seconds "
+            "to wait for the other processes"
+        )
     from stagjax.distributed import start_up
 
     options = {f"--{name.replace('_', '-')}": str(value) for name, value in vars(args).items() if name not in _OWN}

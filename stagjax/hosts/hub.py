@@ -5,21 +5,19 @@ process that is stopped, by its silence.
 """
 
 import contextlib
-import os
 import select
-import socket
 import threading
 import time
-from collections.abc import Callable
 
-from stagjax.errors import UserError
+from stagjax.hosts import messages
+from stagjax.hosts.door import Door, Report
 from stagjax.hosts.facts import Facts, disagreement, ranges
 from stagjax.hosts.lines import Lines, Message
 from stagjax.hosts.place import Place
+from stagjax.printable import one_line
 
 BEAT_SECONDS = 5.0
 SILENCE_SECONDS = 60.0
-GREETING = {"stagjax": "hub"}
 _LINGER_SECONDS = 10.0  # For how long those that come after a failure are still told of it.
 _REPORT_SECONDS = 10.0
 
@@ -27,30 +25,43 @@ _REPORT_SECONDS = 10.0
 class Hub(threading.Thread):
     """Collects the processes of a run, then carries their messages until all have gone.
 
+    What one connection says concerns that connection alone, whatever it is; what goes wrong here ends the run.
+
     Args:
       place: of process 0; its port is listened on until all have come, and free again after that.
+      secret: of the run; None believes everybody.
       timeout: seconds within which all must have come.
-      report: is told every ten seconds who is missing.
+      report: is told every ten seconds who is missing, and who is turned away.
       silence: seconds without a sign of life after which a process is lost.
+
+    Attributes:
+      fault: why it has ended where it should not have.
+      port: that it listens on.
 
     Raises:
       UserError: the port is taken.
     """
 
-    def __init__(self, place: Place, timeout: float, report: Callable[[str], None], silence: float = SILENCE_SECONDS):
+    def __init__(
+        self, place: Place, secret: bytes | None, timeout: float, report: Report, silence: float = SILENCE_SECONDS
+    ):
         super().__init__(name="hub", daemon=True)
-        self._place, self._timeout, self._report, self._silence = place, timeout, report, silence
+        self.fault: str | None = None
+        self._place, self._timeout, self._silence = place, timeout, silence
+        self._report = _surely(report)
         self._beat = min(BEAT_SECONDS, silence / 4)
-        self._listener: socket.socket | None = _listen(place, min(timeout, _LINGER_SECONDS))
-        self._unknown: list[Lines] = []
+        self._door = Door(place, secret, min(timeout, _LINGER_SECONDS), self._refuse, self._report)
+        self.port = self._door.port
         self._members: dict[int, Lines] = {}
         self._hellos: dict[int, Message] = {}
         self._heard: dict[int, float] = {}
         self._gathered: dict[str, dict[int, object]] = {}
+        self._steps: dict[int, int] = {}
         self._running = False
         self._refusal: str | None = None
         self._latecomers = 0
         self._frozen: int | None = None
+        self._beaten = time.monotonic()
         self._over = threading.Event()
 
     def fail(self, text: str) -> None:
@@ -69,73 +80,78 @@ class Hub(threading.Thread):
 
     def run(self) -> None:
         """Wait for all; then pass messages on. The thread ends with the last connection."""
-        begun = time.monotonic()
-        reported, beaten = begun, begun
+        try:
+            self._wait_for_all()
+            if self._refusal is not None:
+                self._linger()
+            while self._members:
+                self._attend()
+                self._watch()
+        except Exception as error:  # and nobody would hear of it: it is a thread's
+            reason = one_line(f"{type(error).__name__}: {error}", 300)
+            self.fault = f"what joins the processes failed in process 0 ({reason}); start all processes again"
+            with contextlib.suppress(Exception):
+                self._tell({"ended": 3, "text": self.fault})
+        finally:
+            self._door.close()
+            for lines in self._members.values():
+                lines.close()
+            self._members = {}
+            self._over.set()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until everybody has been told how it ended."""
+        self._over.wait(timeout)
+
+    def _wait_for_all(self) -> None:
+        begun = reported = time.monotonic()
         while self._refusal is None and not self._running:
             self._attend()
+            self._watch()
             now = time.monotonic()
             if now - begun > self._timeout and not self._running:
                 self._refuse(self._absence(now - begun))
             elif now - reported > _REPORT_SECONDS and not self._running:
                 reported = now
                 self._report(f"waiting for {self._missing()} ({now - begun:.0f} s of {self._timeout:.0f} s)")
-        if self._refusal is not None:
-            self._linger()
-        while self._members:
-            self._attend()
-            if time.monotonic() - beaten > self._beat:
-                beaten = time.monotonic()
-                self._tell({"beat": True})
-                for process, heard in list(self._heard.items()):
-                    if beaten - heard > self._silence:
-                        self._lose(process, f"gave no sign of life for {self._silence:.0f} s")
-        self._over.set()
-
-    def join(self, timeout: float | None = None) -> None:
-        """Wait until everybody has been told how it ended."""
-        self._over.wait(timeout)
 
     def _attend(self) -> None:
         """Wait a moment for connections and messages, and deal with what has come."""
-        owners = {lines.socket.fileno(): process for process, lines in self._members.items()}
-        unknown = {lines.socket.fileno(): lines for lines in self._unknown}
-        listening = self._listener.fileno() if self._listener else None
+        owners = {lines.socket.fileno(): (process, lines) for process, lines in self._members.items()}
         ready = select.poll()  # and not `select`, which knows the first 1024 files of a process only
-        for source in (*owners, *unknown, *([] if listening is None else [listening])):
+        for source in (*owners, *self._door.sources()):
             ready.register(source, select.POLLIN)
         for source, _ in ready.poll(100):
-            if source == listening:
-                with contextlib.suppress(OSError):
-                    self._unknown.append(Lines(self._listener.accept()[0]))
-                    # So that whoever connects knows that it is not another program that has this port.
-                    self._unknown[-1].send(GREETING)
-            elif source in unknown:
-                self._greet(unknown[source])
-            elif owners[source] in self._members:
-                self._hear(owners[source], self._members[owners[source]])
+            if source in owners:
+                self._hear(*owners[source])
+            elif come := self._door.attend(source):
+                self._meet(*come)
+        self._door.close_overdue()
 
-    def _greet(self, lines: Lines) -> None:
-        """Deal with what somebody says who has not said yet who it is."""
-        try:
-            messages = lines.receive()
-        except (ValueError, TimeoutError):
-            messages = None
-        if messages == []:
+    def _watch(self) -> None:
+        """Give a sign of life to all and miss theirs, every few seconds."""
+        now = time.monotonic()
+        if now - self._beaten <= self._beat:
             return
-        self._unknown.remove(lines)
-        hello = messages[0] if messages else {}
-        if not {"process_id", "num_processes", "host", "pid", "facts"} <= set(hello):
-            lines.close()  # a port scanner, or a health check
-            return
-        if self._refusal is None:
+        self._beaten = now
+        self._tell(messages.BEAT)
+        for process, heard in list(self._heard.items()):
+            if now - heard > self._silence:
+                self._lose(process, f"gave no sign of life for {self._silence:.0f} s")
+
+    def _meet(self, hello: Message, lines: Lines) -> None:
+        if self._refusal is None and not self._running:
             self._admit(hello, lines)
-        else:
-            self._latecomers += 1
+            return
+        self._latecomers += 1
+        if self._refusal is not None:
             lines.send({"refused": self._refusal})
-            lines.close()
+        lines.close()
 
     def _admit(self, hello: Message, lines: Lines) -> None:
-        process = hello["process_id"]
+        process = hello["hello"]
+        if process in self._members and self._members[process].is_hung_up():  # one that comes again
+            self._lose(process, "was killed")
         if process in self._members:
             there, here = (f"{h['host']} (pid {h['pid']})" for h in (self._hellos[process], hello))
             self._refuse(f"two processes say --process-id={process}: on {there} and on {here}; give each its own")
@@ -143,12 +159,14 @@ class Hub(threading.Thread):
             lines.close()
             return
         self._members[process], self._hellos[process], self._heard[process] = lines, hello, time.monotonic()
-        if hello["num_processes"] != self._place.num_processes:
+        lines.send(messages.BEAT)  # it has come in
+        count = self._place.num_processes
+        if hello["num_processes"] != count:
             self._refuse(
-                f"--num-processes differs: {self._place.num_processes} on process 0, {hello['num_processes']} on "
-                f"{self.name(process)}; start all with the same number"
+                f"--num-processes differs: {count} on process 0, {hello['num_processes']} on {self.name(process)}; "
+                "start all with the same number"
             )
-        elif len(self._members) == self._place.num_processes:
+        elif len(self._members) == count:
             self._begin()
 
     def _begin(self) -> None:
@@ -157,40 +175,45 @@ class Hub(threading.Thread):
         if text := disagreement(facts, names):
             self._refuse(f"the processes differ in {text}; they must be the same everywhere")
             return
-        self._stop_listening()
+        self._door.close()
         self._running = True
         self._tell({"welcome": [hello["host"] for _, hello in sorted(self._hellos.items())]})
 
     def _hear(self, process: int, lines: Lines) -> None:
-        try:
-            messages = lines.receive()
-        except (ValueError, TimeoutError):
-            messages = None
-        if messages is None:
-            self._lose(process, "was killed, or its machine or network failed")
+        if self._members.get(process) is not lines:  # gone since it was waited for
             return
-        self._heard[process] = time.monotonic()
-        for message in messages:
-            self._pass_on(process, message)
+        try:
+            there = lines.fill()
+            self._heard[process] = time.monotonic()
+            for message in lines.messages():
+                self._pass_on(process, message)
+                if process not in self._members:
+                    return
+            if not there:
+                self._lose(process, "was killed, or its machine or network failed")
+        except Exception as error:  # whatever it has said, the others are to hear that it is gone
+            self._lose(process, f"said what no process says ({one_line(error, 300)})")
 
     def _pass_on(self, process: int, message: Message) -> None:
-        if "gather" in message:
+        kind = messages.check(message, messages.OF_MEMBERS)
+        if not self._running and kind != "beat":
+            raise ValueError(f"{kind} before all have come")
+        if kind == "gather":
             values = self._gathered.setdefault(message["gather"], {})
             values[process] = message["value"]
             if len(values) == self._place.num_processes:
                 del self._gathered[message["gather"]]
                 self._tell({"gathered": message["gather"], "values": [values[n] for n in range(len(values))]})
-        elif "stop" in message and self._frozen is None:
+        elif kind == "stop" and self._frozen is None:
             self._frozen = message["stop"]
             self._tell({"freeze": True})
-        elif "begun" in message:
-            begun = self._gathered.setdefault("begun", {})
-            begun[process] = message["begun"]
-            if len(begun) == self._place.num_processes:
-                self._tell({"until": max(begun.values()), "signal": self._frozen})
-        elif "parted" in message:
+        elif kind == "begun" and self._frozen is not None:
+            self._steps[process] = message["begun"]
+            if len(self._steps) == self._place.num_processes:
+                self._tell({"until": max(self._steps.values()), "signal": self._frozen})
+        elif kind == "parted":
             self._forget(process)
-        elif "ended" in message:
+        elif kind == "ended":
             text = f"{self.name(process)}: {message['text']}"
             self._forget(process)
             self._tell({"ended": message["ended"], "text": text})
@@ -229,9 +252,6 @@ class Hub(threading.Thread):
         until = time.monotonic() + min(_LINGER_SECONDS, self._timeout)
         while self._latecomers < missing and time.monotonic() < until:
             self._attend()
-        for lines in self._unknown:
-            lines.close()
-        self._stop_listening()
 
     def _missing(self) -> str:
         missing = sorted(set(range(self._place.num_processes)) - set(self._members))
@@ -244,29 +264,12 @@ class Hub(threading.Thread):
             f"and whether these reach {self._place.coordinator}"
         )
 
-    def _stop_listening(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
 
+def _surely(report: Report) -> Report:
+    """Return `report`, with which nothing ends: who is told may have closed its terminal."""
 
-def _listen(place: Place, patience: float) -> socket.socket:
-    """Return a socket that listens on the coordinator's port: on all addresses, or on loopback where that is meant."""
-    host, port = place.address
-    until = time.monotonic() + patience
-    while True:
-        try:
-            if place.is_loopback:
-                return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-            if socket.has_dualstack_ipv6():
-                return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-            return socket.create_server(("", port))
-        except OSError as error:
-            # The process of a run that has just ended may hold it for a moment.
-            if time.monotonic() > until:
-                reason = os.strerror(error.errno or 0)
-                raise UserError(
-                    f"--coordinator={place.coordinator}: port {port} cannot be listened on ({reason}); end the process "
-                    "that has it, or choose another port for all processes"
-                ) from error
-            time.sleep(0.2)
+    def tell(text: str) -> None:
+        with contextlib.suppress(Exception):
+            report(text)
+
+    return tell

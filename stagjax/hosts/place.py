@@ -6,6 +6,7 @@ from typing import NamedTuple
 from stagjax.errors import UserError
 
 COORDINATOR, NUM_PROCESSES, PROCESS_ID = "STAGJAX_COORDINATOR", "STAGJAX_NUM_PROCESSES", "STAGJAX_PROCESS_ID"
+MOST_PROCESSES = 1 << 16
 
 
 class Place(NamedTuple):
@@ -58,8 +59,10 @@ def told(
             f"several is told all three, by flags or by {COORDINATOR}, {NUM_PROCESSES} and {PROCESS_ID}"
         )
     count, index = (_number(name, said[name]) for name in ("--num-processes", "--process-id"))
-    if count < 1:
-        raise UserError(f"--num-processes={count} is below 1; say how many processes the run has in all")
+    if not 1 <= count <= MOST_PROCESSES:
+        raise UserError(
+            f"--num-processes={count} is outside 1..{MOST_PROCESSES}; say how many processes the run has in all"
+        )
     if index >= count:
         raise UserError(f"--process-id={index} is not among --num-processes={count}, which count from 0")
     place = Place(index, count, str(said["--coordinator"]))
@@ -74,14 +77,14 @@ def as_environment(place: Place) -> dict[str, str]:
 
 
 def _number(name: str, value: int | str) -> int:
-    if not str(value).isdecimal():
-        raise UserError(f"{name}={value} is no number; use 0, 1, 2, ...")
+    if not str(value).isdecimal() or len(str(value)) > 9:
+        raise UserError(f"{name}={value} is no number of up to nine digits; use 0, 1, 2, ...")
     return int(value)
 
 
 def _check_address(coordinator: str) -> None:
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
+    if not host or not port.isdecimal() or len(port) > 5 or not 1 <= int(port) <= 65535:
         raise UserError(
             f"--coordinator={coordinator} is not HOST:PORT; give the address of process 0 as all hosts reach it and a "
             "port that is free there, e.g. 10.0.0.2:8476"

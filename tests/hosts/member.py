@@ -1,6 +1,6 @@
 """A process of a run without JAX: joins, says what it hears, and does as it is told, for tests of `stagjax.hosts`.
 
-python -m tests.hosts.member PROCESS_ID NUM_PROCESSES HOST:PORT TIMEOUT FACTS ACTION
+python -m tests.hosts.member PROCESS_ID NUM_PROCESSES HOST:PORT TIMEOUT SILENCE FACTS ACTION
 """
 
 import functools
@@ -9,17 +9,17 @@ import sys
 import time
 
 from stagjax.errors import UserError
-from stagjax.hosts.link import join
+from stagjax.hosts.joining import join
 from stagjax.hosts.place import Place
 
 
-def main(process: str, count: str, coordinator: str, timeout: str, facts: str, action: str) -> int:
+def main(process: str, count: str, coordinator: str, timeout: str, silence: str, facts: str, action: str) -> int:
     """Join, then act; the exit status is that of the command line."""
     say = lambda *words: print(*words, flush=True)
     link = None
     try:
         place = Place(int(process), int(count), coordinator)
-        link = join(place, json.loads(facts), float(timeout), report=say, silence=2.0)
+        link = join(place, json.loads(facts), float(timeout), report=say, silence=float(silence))
         say("joined", *link.hosts)
         link.last_words = lambda: "the last good checkpoint is 7"
         ACTIONS[action](link, say)
@@ -76,12 +76,19 @@ def chatter(link, say):
         time.sleep(0.002)
 
 
+def break_hub(link, say):
+    """Let what joins the processes fail in process 0."""
+    if link.place.process_id == 0:
+        link._hub._attend = None
+    link.gather("never", None)
+
+
 def leave_early(link, say):
     """Part at different times; nobody is lost by it."""
     time.sleep(0.5 * link.place.process_id)
 
 
-ACTIONS = {action.__name__: action for action in (gather, differ, steps, fail, wait, chatter, leave_early)}
+ACTIONS = {action.__name__: action for action in (gather, differ, steps, fail, wait, chatter, break_hub, leave_early)}
 
 if __name__ == "__main__":
     sys.exit(main(*sys.argv[1:]))

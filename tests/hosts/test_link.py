@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -11,15 +12,16 @@ import time
 
 import pytest
 
+from stagjax.hosts import secret
 from stagjax.hosts.lines import Lines
 from stagjax.hosts.link import Link
 from stagjax.hosts.place import Place
 
 
 @pytest.fixture
-def run():
-    """Return a class that starts members and is rid of them at the end."""
-    run = Run()
+def run(tmp_path):
+    """Return a class that starts members, which share a secret, and is rid of them at the end."""
+    run = Run(secret.environment(tmp_path))
     yield run
     for process in run.processes:
         process.kill()
@@ -29,20 +31,23 @@ def run():
 class Run:
     """Members of one run, at a port that is free."""
 
-    def __init__(self):
+    def __init__(self, own_secret):
+        self.secret = own_secret
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.processes = []
 
-    def start(self, process, count=2, action="gather", timeout=20.0, facts=None, coordinator=None):
-        arguments = (process, count, coordinator or f"127.0.0.1:{self.port}", timeout, json.dumps(facts or {}), action)
+    def start(self, process, count=2, action="gather", timeout=20.0, facts=None, coordinator=None, silence=60.0):
+        coordinator = coordinator or f"127.0.0.1:{self.port}"
+        arguments = (process, count, coordinator, timeout, silence, json.dumps(facts or {}), action)
         self.processes.append(
             subprocess.Popen(
                 [sys.executable, "-m", "tests.hosts.member", *map(str, arguments)],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
+                env=os.environ | self.secret,
             )
         )
         return self.processes[-1]
@@ -218,12 +223,57 @@ def test_the_last_word_is_who_was_lost(run):
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_one_that_gives_no_sign_of_life_is_lost(run, frozen):
     for process in range(3):
-        run.start(process, 3, action="wait")
+        run.start(process, 3, action="wait", silence=4.0)
     run.wait_until_joined()
     run.processes[frozen].send_signal(signal.SIGSTOP)
     ends = run.ends(without=run.processes[frozen])
     all_say(ends, 3, f"lost process {frozen} on ")
-    assert all("gave no sign of life for 2 s; the last good checkpoint is 7" in end[2][0] for end in ends)
+    assert all("gave no sign of life for 4 s; the last good checkpoint is 7" in end[2][0] for end in ends)
+
+
+def test_a_fault_in_what_joins_them_ends_all_with_3(run):
+    for process in range(2):
+        run.start(process, action="break_hub")
+    all_say(run.ends(), 3, "what joins the processes failed in process 0 (TypeError: ")
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"lost": "lost\n\x1b[31mred"}, r"stagjax: lost\n\x1b[31mred; the last good checkpoint is 7"),
+        ({"ended": 5, "text": "forged\nline"}, r"stagjax: forged\nline"),
+        (
+            {"until": True, "signal": 15},
+            "stagjax: lost process 0 on a: it said what no process says (until=True is not ",
+        ),
+        (
+            {"gathered": "1 x", "values": []},
+            "stagjax: lost process 0 on a: it said what no process says (0 values of 2 ",
+        ),
+    ],
+)
+def test_what_process_0_says_ends_a_process_in_one_escaped_line(run, said, told):
+    run.secret = {}
+    with socket.create_server(("127.0.0.1", run.port)) as server:
+        run.start(1, action="wait")
+        hub = Lines(server.accept()[0])
+        for message in ({"stagjax": "hub", "nonce": None}, {"beat": True}, {"welcome": ["a", "b"]}, said):
+            hub.send(message)
+        ((status, _, err),) = run.ends()
+        hub.close()
+    assert (status, len(err)) == (said.get("ended", 3), 1) and err[0].startswith(told)
+
+
+def test_without_a_secret_process_0_says_what_it_means(run):
+    run.secret = {}
+    for process in range(2):
+        run.start(process)
+    ends = run.ends()
+    assert [end[0] for end in ends] == [0, 0]
+    assert ends[0][1][0].startswith(
+        f"no STAGJAX_SECRET_FILE: whoever reaches 127.0.0.1:{run.port} can join this run or "
+    )
+    assert ends[1][1][0].startswith("joined ")
 
 
 def test_those_that_part_are_not_lost(run):
@@ -237,13 +287,14 @@ def test_no_step_begins_between_the_question_and_the_answer():
         ours = socket.create_connection(server.getsockname())
         hub = Lines(server.accept()[0])
     link = Link(Place(1, 2, "127.0.0.1:1"), Lines(ours), ["a", "b"], hub=None, silence=60.0)
-    link.open([])
+    link.open()
     try:
         assert link.stop_here(None) is None
         hub.send({"freeze": True})
         said = []
         while {"begun": 1} not in said:
-            said += hub.receive()
+            hub.fill()
+            said += hub.messages()
         answers = []
         asking = threading.Thread(target=lambda: answers.append(link.stop_here(None)), daemon=True)
         asking.start()

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tests.test_local_processes import alive, children, eventually
+from tpu import cli
 from tpu.local import LocalTarget
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -22,6 +23,9 @@ notes = pathlib.Path(sys.argv[1])
 with (notes / f"{me}").open("a") as file:
     file.write(os.environ["STAGJAX_COORDINATOR"] + " " + os.environ["STAGJAX_NUM_PROCESSES"] + "\\n")
 attempt = len((notes / f"{me}").read_text().splitlines())
+secret = pathlib.Path(os.environ["STAGJAX_SECRET_FILE"])
+with (notes / f"secret-{me}").open("a") as file:
+    file.write(f"{secret} {secret.stat().st_mode & 0o777:o} {secret.read_text()}")
 print("attempt", attempt, "of", me, flush=True)
 """
 WAIT = "time.sleep(60)\n"
@@ -80,6 +84,12 @@ def test_one_that_is_preempted_starts_all_again(tmp_path):
     # The other was asked to save, and a new attempt has a new coordinator.
     assert (tmp_path / "notes" / "saved-0-1").read_text() == str(int(signal.SIGTERM))
     assert attempts(tmp_path, 0)[0] != attempts(tmp_path, 0)[1]
+    # So have they another secret, the same for both, in a file that is theirs alone and gone in the end.
+    secrets = [(tmp_path / "notes" / f"secret-{index}").read_text().splitlines() for index in range(2)]
+    assert secrets[0] == secrets[1] and len({line.split()[2] for line in secrets[0]}) == 2
+    for path, mode, held in map(str.split, secrets[0]):
+        assert re.fullmatch("[0-9a-f]{64}", held) and mode == "600" and not pathlib.Path(path).exists()
+        assert held not in out
     log = (tmp_path / "logs" / "worker-1.log").read_text()
     assert re.findall(r"attempt (\d) of 1", log) == ["1", "2"]
     assert "of 0" not in log
@@ -177,6 +187,7 @@ def test_forced_devices_and_variables(tmp_path, monkeypatch):
         "STAGJAX_COORDINATOR": "127.0.0.1:1",
         "STAGJAX_NUM_PROCESSES": "2",
         "STAGJAX_PROCESS_ID": "1",
+        "STAGJAX_SECRET_FILE": "FILE",
     }
     assert target.command == [sys.executable, "-m", "stagjax", "info"]
 
@@ -190,6 +201,11 @@ def run_line(tmp_path, *line):
         timeout=60,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
+
+
+def test_a_dry_run_names_the_secret_and_makes_none(tmp_path, capsys):
+    assert cli.main(["local", "run", "--dry-run", f"--logs={tmp_path}", "--", "stagjax", "info"]) == 0
+    assert " STAGJAX_SECRET_FILE=FILE " in capsys.readouterr().out
 
 
 def test_a_command_that_is_not_there(tmp_path):

@@ -15,9 +15,9 @@ from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh
 
 from stagjax.config import MeshConfig, divisors
+from stagjax.division import TRAINING_AXES, training_sizes
 from stagjax.errors import UserError, unknown
 
-TRAINING_AXES = ("data", "fsdp", "stack", "tensor")
 DECODING_AXES = ("data", "stack", "tensor")
 
 
@@ -74,42 +74,14 @@ def training_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = Non
       UserError: the sizes do not multiply to the number of devices, or a slice would hold a part of the parameters.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = training_sizes(config, len(devices))
     # Devices of a topology that is only named know of no slices.
     slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    sizes = training_sizes(config, len(devices), slices)
     if slices > 1:
-        if config.data % slices:
-            raise UserError(
-                f"mesh.data={config.data} is not a multiple of the {slices} TPU slices, between which only gradients "
-                f"should travel; use mesh.data={slices}"
-            )
         within = (sizes[0] // slices, *sizes[1:])
         arranged = create_hybrid_device_mesh(within, (slices, 1, 1, 1), devices)
         return Mesh(arranged, TRAINING_AXES, axis_types=(AxisType.Auto,) * len(TRAINING_AXES))
     return jax.make_mesh(sizes, TRAINING_AXES, devices=devices, axis_types=(AxisType.Auto,) * len(TRAINING_AXES))
-
-
-def training_sizes(config: MeshConfig, num_devices: int) -> tuple[int, int, int, int]:
-    """Return the sizes of the training axes; `mesh.fsdp=None` takes the devices that the other axes leave.
-
-    Raises:
-      UserError: the sizes do not multiply to `num_devices`.
-    """
-    others = config.data * config.stack * config.tensor
-    fsdp = config.fsdp
-    if fsdp is None:
-        if num_devices % others:
-            raise UserError(
-                f"mesh.data={config.data} x mesh.stack={config.stack} x mesh.tensor={config.tensor} = {others} does "
-                f"not divide the {num_devices} devices; use a product of {_listed(divisors(num_devices))}"
-            )
-        fsdp = num_devices // others
-    if others * fsdp != num_devices:
-        raise UserError(
-            f"mesh.data={config.data} x mesh.fsdp={fsdp} x mesh.stack={config.stack} x mesh.tensor={config.tensor} = "
-            f"{others * fsdp}, but there are {num_devices} devices; set mesh.fsdp=None to take what is left"
-        )
-    return config.data, fsdp, config.stack, config.tensor
 
 
 def decoding_mesh(sizes: DecodeMesh, devices: Sequence[jax.Device] | None = None) -> Mesh:

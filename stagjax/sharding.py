@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from stagjax.config import ModelConfig, divisors
-from stagjax.errors import UserError
+from stagjax.config import ModelConfig
+from stagjax.division import check_sizes
 
 # Where in the parameter tree -> what its dimensions are. A path is the keys of the tree joined by "/".
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
@@ -129,28 +129,7 @@ def ways(axis: str) -> int:
 
 def check_training(model: ModelConfig, mesh: Mesh, rows: int, microbatches: int | None = None) -> None:
     """Raise `UserError` where a mesh does not divide the model, the `rows` of a batch part or its microbatches."""
-    fsdp, slices = mesh.shape["fsdp"], mesh.shape["stack"]
-    for field, axis in (
-        ("num_heads", "tensor"),
-        ("num_kv_heads", "tensor"),
-        ("ff_dim", "tensor"),
-        ("vocab_size", "tensor"),
-        ("model_dim", "fsdp"),
-    ):
-        size = getattr(model, field)
-        _divides("model", field, size, axis, mesh.shape[axis])
-    groups = mesh.shape["data"] * fsdp
-    over = f"mesh.data={mesh.shape['data']} x mesh.fsdp={fsdp}"
-    if rows % (groups * slices):
-        raise UserError(
-            f"training.global_batch / training.accumulation = {rows} rows do not divide over {over}"
-            f"{f' x mesh.stack={slices}' if slices > 1 else ''}; use a multiple of {groups * slices} rows"
-        )
-    if slices > 1 and microbatches and rows // groups % microbatches:
-        raise UserError(
-            f"training.microbatches={microbatches} does not divide the {rows // groups} rows of a device ({rows} over "
-            f"{over}); use one of {', '.join(map(str, divisors(rows // groups)))}, or None"
-        )
+    check_sizes(model, mesh.shape, rows, microbatches)
 
 
 def _parameter_shardings(mesh: Mesh, params: Any, column: str) -> Any:
@@ -162,13 +141,6 @@ def _parameter_shardings(mesh: Mesh, params: Any, column: str) -> Any:
 
 def _trains(mesh: AbstractMesh) -> bool:
     return not mesh.empty and "fsdp" in mesh.axis_names
-
-
-def _divides(section: str, field: str, size: int, axis: str, ways: int) -> None:
-    if size % ways:
-        usable = ", ".join(str(divisor) for divisor in divisors(size) if divisor <= 256)
-        padded = f", or {section}.{field}={-(-size // ways) * ways}" if field == "vocab_size" else ""
-        raise UserError(f"{section}.{field}={size} does not divide over mesh.{axis}={ways}; use {usable}{padded}")
 
 
 # The decoding form of the parameters (`stagjax.decoding.placement`): matrices whose first dimension holds the slices'

@@ -16,7 +16,7 @@ LEVELS = [
         *("rules", "__init__"),
     },
     {"config"},
-    {"experiment", "mesh", "sharding"},
+    {"experiment", "division", "mesh", "sharding"},
     {"distributed", "fingerprint"},
     {"model", "data"},
     {"decoding", "reporting", "workdir"},

@@ -40,8 +40,9 @@ setuptools.setup(
         # Reads gs:// paths.
         "gcs": ["gcsfs"],
         "plots": ["matplotlib"],
-        # Also compiles for TPUs on a machine that has none; there are wheels for Linux alone.
-        "tpu": ["libtpu; sys_platform == 'linux' and platform_machine == 'x86_64'"],
+        # Brings the libtpu that this JAX was built for, which is not the newest. It also compiles for TPUs on a machine
+        # that has none; there are wheels for Linux alone.
+        "tpu": ["jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'"],
         # 2.13.0 is the release the published comparison was measured with.
         "benchmarks": ["lm_eval[hf]", "transformers", "torch==2.13.0"],
         # The Kubernetes client and shellcheck read what `tpu/` writes.

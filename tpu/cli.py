@@ -9,8 +9,9 @@ from typing import Any
 
 from stagjax.errors import RunFailed, UserError
 from stagjax.printable import one_line
-from tpu import options
-from tpu.gke import Gke
+from tpu import line, options
+from tpu.gke import Gke, check_names
+from tpu.kubernetes import check_generated
 from tpu.local import LocalTarget
 from tpu.options import CAPACITIES, GkeOptions, VmOptions
 from tpu.restarts import Budget
@@ -32,6 +33,8 @@ examples:
 --dry-run prints every command and manifest and runs nothing; it needs no account. All workers start again when one ends
 with 75 or by a signal, and never after 2 or 3. tpu/README.md tells the rest.
 """
+
+SPOT_SECONDS = 15  # of the 30 s that a machine has, Kubernetes keeps the rest for its own pods
 
 VM_VERBS = {
     "create": "have the machines, set up",
@@ -121,10 +124,19 @@ def _vm(args: argparse.Namespace, command: list[str]) -> int:
         options.parse_mount(mount)
     if args.verb in ("create", "run"):
         options.check_source(args.source)
-    names = {"create_flags": args.create_flag, "ssh_flags": args.ssh_flag, "mounts": args.mount}
+    found = _slice(args)
+    if found and not found.family.runtime:
+        raise UserError(f"--topology={found.name}: there are no TPU VMs of it; use `gke`")
+    if args.slices > 1:
+        check_generated(args.name, {"a TPU VM": (f"-{args.slices - 1}", 40)})
+    if args.verb == "run" and not args.unchecked:
+        line.check_shipped(command, args.source, found.devices * args.slices, args.slices)
+    ssh = [*args.ssh_flag, *(["--tunnel-through-iap"] if args.tunnel_through_iap else [])]
+    ssh += [f"--batch-size={args.batch_size}"] if args.batch_size else []
+    names = {"create_flags": args.create_flag, "ssh_flags": ssh, "mounts": args.mount}
     target = VmTarget(
         VmOptions(
-            slice=_slice(args),
+            slice=found,
             environment=options.parse_environment(args.env),
             **{name: tuple(values) for name, values in names.items()},
             **_same(args, VmOptions),
@@ -157,9 +169,10 @@ def _gke(args: argparse.Namespace, command: list[str]) -> int:
         options.required(image=args.image)
     if args.capacity == "reserved":
         options.required(reservation=args.reservation)
+    found = _slice(args)
     gke = Gke(
         GkeOptions(
-            slice=_slice(args),
+            slice=found,
             mounts=tuple(args.mount),
             environment=options.parse_environment(args.env),
             restart_on=tuple(args.restart_on),
@@ -167,8 +180,11 @@ def _gke(args: argparse.Namespace, command: list[str]) -> int:
         ),
         Shell(args.dry_run),
     )
-    if args.slices > 1 and gke.options.slice and gke.options.slice.gke_hosts == 1:
+    if args.slices > 1 and found and found.gke_hosts == 1:
         raise UserError(f"--slices={args.slices}: GKE joins only slices of several hosts; use a larger --topology")
+    check_names(gke.options, args.using)
+    if args.verb == "run" and not args.unchecked:
+        line.check(command, pathlib.Path(), found.devices * args.slices, args.slices)
     if args.verb == "create":
         gke.create_pools()
     elif args.verb == "delete":
@@ -185,10 +201,10 @@ def _gke(args: argparse.Namespace, command: list[str]) -> int:
 def _gke_run(gke: Gke, using: str, command: list[str]) -> int:
     if gke.is_there():
         print(f"{gke.options.name} is under way: watching it")
-    elif using == "xpk":
-        gke.submit_by_xpk(command)
     else:
-        gke.apply(command)
+        if gke.options.capacity == "spot":
+            print(f"note: Kubernetes kills a spot pod about {SPOT_SECONDS} s after SIGTERM, whatever --grace says")
+        gke.submit(command, using)
     status = gke.watch()
     print(f"logs: {gke.gather()}")
     return status
@@ -198,6 +214,7 @@ def _print_plan(target: VmTarget) -> None:
     """Print what a run does, step by step, without a cloud."""
     steps = {
         "if there is no such queued resource, or it was preempted (then it is deleted first)": [
+            target.delete,
             lambda: Shell(dry_run=True).run(target.create_command()),
             target.wait_until_active,
         ],
@@ -266,6 +283,14 @@ def _add_vm(parser: argparse.ArgumentParser) -> None:
         "--create-flag", action="append", default=[], metavar="FLAG", help="for queued-resources create"
     )
     parser.add_argument("--ssh-flag", action="append", default=[], metavar="FLAG", help="for ssh and scp")
+    parser.add_argument("--tunnel-through-iap", action="store_true", help="ssh through IAP (gcloud alpha)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="workers at a time by ssh (gcloud alpha)")
+    parser.add_argument(
+        "--requirements",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="versions to install; written at the first set-up (default: LOGS/NAME.requirements.txt)",
+    )
     parser.add_argument("--poll-seconds", type=float, default=30.0, metavar="S", help="between two looks")
     _add_run(parser, grace=120.0)
     _add_restarts(parser)
@@ -294,7 +319,9 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--topology", help="of each slice, e.g. v5e:16x16; see `python -m tpu topologies`")
     parser.add_argument("--slices", type=int, default=1, metavar="N", help="default: %(default)s")
     parser.add_argument("--capacity", choices=CAPACITIES, default="on-demand", help="default: %(default)s")
+    parser.add_argument("--max-run-duration", default="7d", metavar="T", help="of flex-start (default: %(default)s)")
     parser.add_argument("--mount", action="append", default=[], metavar="WHAT:/DIR", help="read-only data, repeatable")
+    parser.add_argument("--unchecked", action="store_true", help="do not check the line against the clone that is here")
     parser.add_argument("--yes", action="store_true", help="do not ask before deleting")
 
 

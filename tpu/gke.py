@@ -1,24 +1,29 @@
 """A run on GKE: one JobSet, a Job for each slice, a pod for each host; Kubernetes starts it again by the same rules."""
 
+import base64
+import json
 import pathlib
-import shlex
+import secrets
 import time
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
 from stagjax.errors import RunFailed, UserError
+from stagjax.hosts.secret import VARIABLE
+from tpu import node_pools, xpk
+from tpu.kubernetes import CONTAINER, SECRET_VOLUME, check_generated, literal
 from tpu.options import GkeOptions, parse_mount
 from tpu.restarts import restartable
 from tpu.shell import Shell
 
 JOB = "worker"
-CONTAINER = "stagjax"
 _POLL_SECONDS = 30.0
+_SECRET_FILE = "/etc/stagjax/secret"
+_LABEL = "stagjax/jobset"
+_API = "jobset.x-k8s.io/v1alpha2"
 
 
-def job_set(options: GkeOptions, command: Sequence[str]) -> dict[str, Any]:
+def job_set(options: GkeOptions, command: Sequence[str], secret_name: str = "") -> dict[str, Any]:
     """Return the JobSet's manifest.
 
     The JobSet makes a headless service of its name, by which pods find each other; GKE tells each container its place
@@ -28,8 +33,13 @@ def job_set(options: GkeOptions, command: Sequence[str]) -> dict[str, Any]:
     again. With any other status `podFailurePolicy` marks the Job's failure as final, and so the JobSet's. A pod that
     Kubernetes evicts counts as preempted, whatever its status.
 
+    Args:
+      options: of the run.
+      command: the line that every pod runs, as the user wrote it.
+      secret_name: of the Kubernetes Secret that holds the secret of the run; by default that of a dry run.
+
     Raises:
-      UserError: a mount that GKE has no volume for.
+      UserError: a mount that GKE has no volume for, or a text that no manifest can hold.
     """
     hosts = options.slice.gke_hosts
     job = {
@@ -50,10 +60,10 @@ def job_set(options: GkeOptions, command: Sequence[str]) -> dict[str, Any]:
                 },
             ]
         },
-        "template": pod_template(options, command),
+        "template": pod_template(options, command, secret_name),
     }
     return {
-        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "apiVersion": _API,
         "kind": "JobSet",
         "metadata": {
             "name": options.name,
@@ -74,8 +84,8 @@ def job_set(options: GkeOptions, command: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def pod_template(options: GkeOptions, command: Sequence[str]) -> dict[str, Any]:
-    """Return the template of every pod: the same line on every host."""
+def pod_template(options: GkeOptions, command: Sequence[str], secret_name: str = "") -> dict[str, Any]:
+    """Return the template of every pod: the same line, variables and secret on every host."""
     volumes, mounts, annotations = _volumes(options.mounts)
     selector = {
         "cloud.google.com/gke-tpu-accelerator": options.slice.family.gke_accelerator,
@@ -85,19 +95,27 @@ def pod_template(options: GkeOptions, command: Sequence[str]) -> dict[str, Any]:
     if options.capacity == "spot":
         selector["cloud.google.com/gke-spot"] = "true"
         tolerations.append({"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true"})
+    if options.capacity == "flex-start":
+        selector["cloud.google.com/gke-flex-start"] = "true"
     if options.reservation:
         selector["cloud.google.com/reservation-name"] = options.reservation
+    environment = {**options.environment, VARIABLE: _SECRET_FILE}
     chips = str(options.slice.gke_chips_per_host)
     container = {
         "name": CONTAINER,
         "image": options.image,
-        "command": list(command),
-        "env": [{"name": name, "value": value} for name, value in options.environment.items()],
+        "command": [literal(word) for word in command],
+        "env": [{"name": name, "value": literal(value)} for name, value in environment.items()],
         # Of libtpu between the chips' hosts, of its profiler, and of JAX's coordinator.
         "ports": [{"containerPort": 8471}, {"containerPort": 8431}, {"containerPort": 8476}],
         "resources": {"requests": {"google.com/tpu": chips}, "limits": {"google.com/tpu": chips}},
         # libtpu and Python processes hand over arrays there; a container has 64 MB of it otherwise.
-        "volumeMounts": [{"name": "shared-memory", "mountPath": "/dev/shm"}, *mounts],
+        "volumeMounts": [
+            {"name": "shared-memory", "mountPath": "/dev/shm"},
+            *mounts,
+            # As a file of its own: a whole volume would hold links to it.
+            {"name": SECRET_VOLUME, "mountPath": _SECRET_FILE, "subPath": "secret", "readOnly": True},
+        ],
     }
     pod = {
         # podFailurePolicy asks for Never: a container alone cannot rejoin the others.
@@ -106,7 +124,14 @@ def pod_template(options: GkeOptions, command: Sequence[str]) -> dict[str, Any]:
         "nodeSelector": selector,
         "tolerations": tolerations,
         "containers": [container],
-        "volumes": [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}, *volumes],
+        "volumes": [
+            {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
+            *volumes,
+            {
+                "name": SECRET_VOLUME,
+                "secret": {"secretName": secret_name or _secret_name(options), "defaultMode": 0o600},
+            },
+        ],
     }
     if options.slices > 1 and "gke-gcsfuse/volumes" not in annotations:
         # Traffic between slices is faster without the pods' virtual network, which GKE's gcsfuse asks for.
@@ -140,6 +165,43 @@ def _volumes(mounts: Sequence[str]) -> tuple[list[dict[str, Any]], list[dict[str
     return volumes, places, annotations
 
 
+def check_names(options: GkeOptions, using: str = "kubectl") -> None:
+    """Raise `UserError` where what is named after --name would have a longer name than it may have.
+
+    Args:
+      options: of the run or its node pools.
+      using: "kubectl" or "xpk", which calls its Jobs otherwise.
+    """
+    job = f"-{xpk.JOB if using == 'xpk' else JOB}-{options.slices - 1}"
+    generated = {
+        "a node pool": (f"-{options.slices - 1}", 40),
+        "the JobSet's service": ("", 63),
+        "a Job": (job, 63),
+        "its secret": ("-secret-00000000", 253),
+    }
+    if options.slice:
+        generated["a pod"] = (f"{job}-{options.slice.gke_hosts - 1}-00000", 63)
+        if options.slice.family.by_policy:
+            generated["the workload policy"] = (node_pools.policy(options).removeprefix(options.name), 63)
+    check_generated(options.name, generated)
+
+
+def _secret_name(options: GkeOptions, launch: str = "launch") -> str:
+    return f"{options.name}-secret-{launch}"
+
+
+def _secret(options: GkeOptions, name: str, encoded: str) -> dict[str, Any]:
+    """Return the manifest of the Kubernetes Secret; what is encoded is the file's content in base64."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "namespace": options.namespace, "labels": {_LABEL: options.name}},
+        "type": "Opaque",
+        "immutable": True,
+        "data": {"secret": encoded},
+    }
+
+
 class Gke:
     """What a user does with a JobSet, by kubectl or xpk.
 
@@ -153,36 +215,18 @@ class Gke:
 
     def create_pools(self) -> None:
         """Create one node pool for each slice in a cluster that is there."""
-        o = self.options
-        capacity = {
-            "spot": ["--spot"],
-            "reserved": ["--reservation-affinity=specific", f"--reservation={o.reservation}"],
-            "on-demand": [],
-        }[o.capacity]
-        # GKE makes the compact placement of several hosts by itself from the topology.
-        topology = [f"--tpu-topology={o.slice.layout}"] if o.slice.gke_hosts > 1 else []
-        for pool in self._pools():
-            self._shell.run(
-                [
-                    *("gcloud", "container", "node-pools", "create", pool, f"--cluster={o.cluster}", *self._place()),
-                    f"--node-locations={o.zone}",
-                    f"--machine-type={o.slice.gke_machine}",
-                    *topology,
-                    f"--num-nodes={o.slice.gke_hosts}",
-                    *capacity,
-                ]
-            )
+        for command in node_pools.create_commands(self.options):
+            self._shell.run(command)
 
     def delete_pools(self) -> None:
         """Delete those node pools; the cluster, disks and buckets are left alone."""
-        for pool in self._pools():
-            command = ["gcloud", "container", "node-pools", "delete", pool, f"--cluster={self.options.cluster}"]
-            self._shell.run([*command, *self._place(), "--quiet"])
+        for command in node_pools.delete_commands(self.options):
+            self._shell.run(command)
 
     def connect(self) -> None:
         """Point kubectl at the cluster."""
-        command = ["gcloud", "container", "clusters", "get-credentials", self.options.cluster, *self._place()]
-        self._shell.run(command, quiet=True)
+        command = ["gcloud", "container", "clusters", "get-credentials", self.options.cluster]
+        self._shell.run([*command, *node_pools.place(self.options)], quiet=True)
 
     def is_there(self) -> bool:
         """Return whether the JobSet is under way already.
@@ -198,41 +242,34 @@ class Gke:
             )
         return bool(name)
 
-    def apply(self, command: Sequence[str]) -> None:
-        """Create the JobSet."""
-        manifest = yaml.safe_dump(job_set(self.options, command), sort_keys=False)
-        print(self._shell.run(["kubectl", "create", "--filename=-"], text=manifest), end="")
+    def submit(self, command: Sequence[str], using: str = "kubectl") -> None:
+        """Create the JobSet, and before it the secret of the run, which Kubernetes removes together with it.
 
-    def submit_by_xpk(self, command: Sequence[str]) -> None:
-        """Hand the same line to xpk, which writes a JobSet of its own.
+        Args:
+          command: the line that every pod runs.
+          using: "kubectl", or "xpk" for a JobSet of its making.
 
         Raises:
-          UserError: mounts, which xpk has of its own making.
+          UserError: what Kubernetes, GKE or xpk does not have.
+          RunFailed: one of the commands fails; nothing is left behind.
         """
-        o = self.options
-        if o.mounts:
-            raise UserError(
-                f"--mount={o.mounts[0]}: xpk attaches storage of its own (xpk storage attach); leave it out"
-            )
-        also = ",".join(map(str, [75, *o.restart_on]))
-        print(
-            self._shell.run(
-                [
-                    *("xpk", "workload", "create", f"--cluster={o.cluster}", f"--workload={o.name}"),
-                    *(f"--project={o.project}", f"--zone={o.zone}"),
-                    f"--tpu-type={o.slice.accelerator_type}",
-                    f"--num-slices={o.slices}",
-                    f"--docker-image={o.image}",
-                    f"--max-restarts={o.max_restarts}",
-                    f"--restart-on-exit-codes={also}",
-                    f"--termination-grace-period-seconds={o.grace}",
-                    *(f"--env={name}={value}" for name, value in o.environment.items()),
-                    # xpk runs it in a shell of its own: exec hands it the signals.
-                    f"--command=exec {shlex.join(command)}",
-                ]
-            ),
-            end="",
-        )
+        name = _secret_name(self.options, *([] if self._shell.dry_run else [secrets.token_hex(4)]))
+        manifest = job_set(self.options, command, name)
+        if using == "xpk":
+            manifest = xpk.manifest(self.options, self._shell, manifest)
+        shown = _secret(self.options, name, "(64 hex digits, made at the launch)")
+        made = _secret(self.options, name, base64.b64encode(secrets.token_hex(32).encode()).decode())
+        self._create(made, "name", shown)
+        try:
+            identity = self._create(manifest, "{.metadata.uid}") or "UID"
+            owner = {"apiVersion": _API, "kind": "JobSet", "name": self.options.name, "uid": identity}
+            patch = json.dumps({"metadata": {"ownerReferences": [owner]}})
+            self._shell.run(self._kubectl("patch", "secret", name, "--type=merge", f"--patch={patch}"), quiet=True)
+        except RunFailed:
+            self._shell.attempt(self._kubectl("delete", "secret", name))
+            raise
+        if not self._shell.dry_run:
+            print(f"jobset {self.options.name} created, with secret {name}")
 
     def watch(self) -> int:
         """Wait for the JobSet's end, printing what changes; return 0 if it completed, 3 if it failed.
@@ -282,14 +319,17 @@ class Gke:
         return folder
 
     def delete(self) -> None:
-        """Delete the JobSet with its pods."""
+        """Delete the JobSet with its pods, and its secret."""
         print(self._shell.run(self._kubectl("delete", "jobset", self.options.name)), end="")
+        # Kubernetes does so too, unless the launcher was killed in the midst of its work.
+        self._shell.run(self._kubectl("delete", "secret", f"--selector={_LABEL}={self.options.name}"), quiet=True)
 
-    def _pools(self) -> list[str]:
-        return [f"{self.options.name}-{index}" for index in range(self.options.slices)]
-
-    def _place(self) -> list[str]:
-        return [f"--project={self.options.project}", f"--location={self.options.location or self.options.zone}"]
+    def _create(self, manifest: dict[str, Any], output: str, shown: dict[str, Any] | None = None) -> str:
+        """Create what a manifest says, by standard input; JSON leaves no doubt of what is a text and what a number."""
+        text, instead = (found and json.dumps(found, indent=2) for found in (manifest, shown))
+        output = output if output == "name" else f"jsonpath={output}"
+        command = self._kubectl("create", "--filename=-", f"--output={output}")
+        return self._shell.run(command, text=text, shown=instead).strip()
 
     def _kubectl(self, *words: str) -> list[str]:
         return ["kubectl", f"--namespace={self.options.namespace}", *words]

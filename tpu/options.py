@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from stagjax.errors import UserError
 from tpu.topologies import Slice
 
-CAPACITIES = ("on-demand", "spot", "reserved")
+CAPACITIES = ("on-demand", "spot", "reserved", "flex-start")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +21,12 @@ class VmOptions:
       zone: where the TPUs are.
       slice: what each slice is; None for verbs that do not ask.
       slices: how many.
-      capacity: "on-demand", "spot" or "reserved".
+      capacity: "on-demand", "spot", "reserved" or "flex-start".
+      max_run_duration: of flex-start capacity, e.g. "7d".
       run: name of the run on the workers.
       logs: where logs are gathered.
       source: the clone that is installed.
+      requirements: the versions that are installed; written at the first set-up. None for LOGS/NAME.requirements.txt.
       runtime: of the TPU VM; empty for the family's own.
       mounts: "gs://BUCKET:/DIR" or "/dev/DISK:/DIR", read-only.
       environment: of the command.
@@ -40,9 +42,11 @@ class VmOptions:
     slice: Slice | None
     slices: int = 1
     capacity: str = "on-demand"
+    max_run_duration: str = "7d"
     run: str = "train"
     logs: pathlib.Path = pathlib.Path("logs")
     source: pathlib.Path = pathlib.Path(".")
+    requirements: pathlib.Path | None = None
     runtime: str = ""
     mounts: tuple[str, ...] = ()
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -64,7 +68,8 @@ class GkeOptions:
       image: container image with stagjax.
       slice: what each slice is; None for verbs that do not ask.
       slices: how many: one Job each.
-      capacity: "on-demand", "spot" or "reserved".
+      capacity: "on-demand", "spot", "reserved" or "flex-start".
+      max_run_duration: of flex-start capacity, e.g. "7d".
       location: of the cluster, where it is a region and not the zone.
       reservation: name of the reservation.
       namespace: of Kubernetes.
@@ -85,6 +90,7 @@ class GkeOptions:
     slice: Slice | None
     slices: int = 1
     capacity: str = "on-demand"
+    max_run_duration: str = "7d"
     location: str = ""
     reservation: str = ""
     namespace: str = "default"

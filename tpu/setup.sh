@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes a TPU VM ready: Python, an environment with stagjax and its extras, and mounts. Running it again changes nothing.
 #
-#   setup.sh [--mount gs://BUCKET[/PREFIX]:/DIRECTORY | /dev/DISK:/DIRECTORY]...
+#   setup.sh [--lock FILE] [--mount gs://BUCKET[/PREFIX]:/DIRECTORY | /dev/DISK:/DIRECTORY]...
+#   setup.sh --versions        prints what is installed, as --lock takes it: FILE lies beside this script
 set -euo pipefail
 
 home=$HOME/stagjax-run
@@ -16,7 +17,7 @@ install_packages() {
 
 find_python() {
   local version
-  for version in 3.12 3.11; do
+  for version in "$@"; do
     if command -v "python$version" >/dev/null && "python$version" -c 'import ensurepip, venv' 2>/dev/null; then
       echo "python$version"
       return
@@ -27,8 +28,13 @@ find_python() {
 install_python() {
   # Ubuntu 22.04, the base of TPU VMs, has 3.10 alone; uv brings a newer one that needs no administrator.
   python3 -m pip install --user --quiet uv
-  "$HOME/.local/bin/uv" python install --quiet 3.12
-  "$HOME/.local/bin/uv" python find 3.12
+  "$HOME/.local/bin/uv" python install --quiet "$1"
+  "$HOME/.local/bin/uv" python find "$1"
+}
+
+versions() {
+  "$home/venv/bin/python" -c 'import sys; print("# Python %d.%d" % sys.version_info[:2])'
+  "$home/venv/bin/python" -m pip freeze --exclude-editable
 }
 
 mount_bucket() {
@@ -65,11 +71,23 @@ mount_one() {
 }
 
 mounts=()
+pythons=(3.12 3.11)
+constraint=()
 while (($#)); do
   case $1 in
     --mount)
       mounts+=("${2:?--mount needs WHAT:/DIRECTORY}")
       shift 2
+      ;;
+    --lock)
+      lock=$home/${2:?--lock needs FILE}
+      constraint=(--constraint "$lock")
+      pythons=("$(sed -n 's/^# Python //p' "$lock")")
+      shift 2
+      ;;
+    --versions)
+      versions
+      exit
       ;;
     *)
       echo "unknown argument $1" >&2
@@ -82,14 +100,14 @@ rm -rf "$home/source"
 mkdir -p "$home/source"
 tar -xzf "$home/source.tar.gz" -C "$home/source"
 if [[ ! -x $home/venv/bin/python ]]; then
-  python=$(find_python)
+  python=$(find_python "${pythons[@]}")
   if [[ -z $python ]]; then
-    python=$(install_python)
+    python=$(install_python "${pythons[0]}")
   fi
   "$python" -m venv "$home/venv"
 fi
 "$home/venv/bin/python" -m pip install --quiet --upgrade pip
-"$home/venv/bin/python" -m pip install --quiet --editable "$home/source[$extras]"
+"$home/venv/bin/python" -m pip install --quiet "${constraint[@]}" --editable "$home/source[$extras]"
 for mount in "${mounts[@]}"; do
   mount_one "$mount"
 done

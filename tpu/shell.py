@@ -24,19 +24,22 @@ class Shell:
     def __init__(self, dry_run: bool = False):
         self.dry_run = dry_run
 
-    def run(self, command: Sequence[str], *, text: str | None = None, quiet: bool = False) -> str:
+    def run(
+        self, command: Sequence[str], *, text: str | None = None, shown: str | None = None, quiet: bool = False
+    ) -> str:
         """Run a command that must succeed and return what it printed.
 
         Args:
           command: program and arguments.
           text: its standard input.
+          shown: what a dry run prints in place of `text`.
           quiet: keep its standard error, too, from the terminal.
 
         Raises:
           UserError: the program is not installed.
           RunFailed: it failed; its last words are in the message.
         """
-        status, out, err = self.attempt(command, text=text)
+        status, out, err = self.attempt(command, text=text, shown=shown)
         if not quiet and err and not status:
             print(err, end="", flush=True)
         if status:
@@ -44,14 +47,16 @@ class Shell:
             raise RunFailed(f"{shlex.join(command[:6])} ... ended with {status}: {words[-1] if words else 'no words'}")
         return out
 
-    def attempt(self, command: Sequence[str], *, text: str | None = None) -> tuple[int, str, str]:
+    def attempt(
+        self, command: Sequence[str], *, text: str | None = None, shown: str | None = None
+    ) -> tuple[int, str, str]:
         """Run a command that may fail; return its status, output and errors (0 and nothing in a dry run).
 
         Raises:
           UserError: the program is not installed.
         """
         if self.dry_run:
-            self._print(command, text)
+            self._print(command, text if shown is None else shown)
             return 0, "", ""
         if shutil.which(command[0]) is None:
             raise UserError(

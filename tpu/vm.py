@@ -4,13 +4,13 @@ import pathlib
 import re
 import shlex
 import signal
-import subprocess
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 
 from stagjax.errors import RunFailed
+from stagjax.hosts import secret
+from tpu import source
 from tpu.options import VmOptions
 from tpu.restarts import KILLED, WorkerState
 from tpu.shell import Shell
@@ -73,13 +73,23 @@ class VmTarget:
             self._is_set_up = True
 
     def create_command(self) -> list[str]:
-        """Return the command that asks for the machines."""
+        """Return the command that asks for the machines: of the alpha track where only that has what is asked for."""
         o = self.options
         nodes = [f"--node-id={o.name}"] if o.slices == 1 else [f"--node-count={o.slices}", f"--node-prefix={o.name}"]
-        capacity = {"spot": ["--spot"], "reserved": ["--reserved"], "on-demand": []}[o.capacity]
+        capacity = {
+            "on-demand": [],
+            "spot": ["--spot"],
+            "reserved": ["--reserved"],
+            "flex-start": ["--provisioning-model=flex-start", f"--max-run-duration={o.max_run_duration}"],
+        }[o.capacity]
+        kind = [f"--accelerator-type={o.slice.accelerator_type}"]
+        if not o.slice.is_named_by_type:
+            kind = [f"--type={o.slice.family.accelerator}", f"--topology={o.slice.layout}"]
+        alpha = o.capacity == "flex-start" or not o.slice.is_named_by_type
         return [
-            *("gcloud", "compute", "tpus", "queued-resources", "create", o.name, *self._place()),
-            f"--accelerator-type={o.slice.accelerator_type}",
+            *_gcloud(alpha, "queued-resources", "create", o.name),
+            *self._place(),
+            *kind,
             f"--runtime-version={o.runtime or o.slice.family.runtime}",
             *nodes,
             *capacity,
@@ -93,9 +103,11 @@ class VmTarget:
           RunFailed: gcloud fails otherwise than by not finding them.
         """
         resource = self._described("queued-resources", self.options.name, "state.state")
-        if resource != "ACTIVE":
+        if resource != "ACTIVE" and not self._shell.dry_run:
             return resource
         nodes = [self._described("tpu-vm", node, "state") or "TERMINATED" for node in self.nodes]
+        if self._shell.dry_run:
+            return None
         return next((node for node in nodes if node in _GONE), None) or next(
             (node for node in nodes if node != "READY"), "ACTIVE"
         )
@@ -119,21 +131,42 @@ class VmTarget:
             time.sleep(self.poll_seconds)
 
     def set_up(self) -> None:
-        """Copy the clone to every worker, and install it with its extras."""
+        """Copy the clone to every worker and install it, in the versions that the run's first set-up installed."""
+        lock = self.options.requirements or self.options.logs / f"{self.options.name}.requirements.txt"
         with tempfile.TemporaryDirectory() as scratch:
-            source = pathlib.Path(scratch) / "source.tar.gz"
+            archive = pathlib.Path(scratch) / "source.tar.gz"
             if not self._shell.dry_run:
-                _pack(self.options.source, source)
-            files = [str(source), str(HERE / "setup.sh"), str(HERE / "worker.sh")]
+                self._say(f"the clone: {source.pack(self.options.source, archive)}")
+            files = [archive, HERE / "setup.sh", HERE / "worker.sh"]
+            if lock.exists():
+                files.append(lock)
             self._on_all(f"mkdir -p {_REMOTE}")
-            for node in self.nodes:
-                self._shell.run(
-                    [*self._tpu_vm("scp"), *files, f"{node}:{_REMOTE}/", *self._place(), *self._all()], quiet=True
-                )
+            self._copy(*files)
+        locked = f" --lock {shlex.quote(lock.name)}" if lock.exists() else ""
         mounts = "".join(f" --mount {shlex.quote(mount)}" for mount in self.options.mounts)
-        self._on_all(f"bash {_REMOTE}/setup.sh{mounts}")
+        self._on_all(f"bash {_REMOTE}/setup.sh{locked}{mounts}")
+        if not locked:
+            self._keep_versions(lock)
         if not self._shell.dry_run:
-            self._say(f"set up on {self.num_workers} workers")
+            self._say(f"set up on {self.num_workers} workers, versions as in {lock}")
+
+    def _keep_versions(self, lock: pathlib.Path) -> None:
+        """Write down what the first worker installed, so that whatever is set up later for this run installs the same.
+
+        Raises:
+          RunFailed: the worker does not say.
+        """
+        node, remote = self.nodes[0], f"bash {_REMOTE}/setup.sh --versions"
+        out = self._shell.run(self._ssh(node, remote, worker="0"), quiet=True)
+        versions = [line for line in out.splitlines() if line.startswith("# Python ") or "==" in line]
+        if self._shell.dry_run:
+            return
+        if not versions:
+            raise RunFailed(f"{node} does not say which versions it has installed; run `vm create` again")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        partial = lock.with_name(lock.name + ".partial")
+        partial.write_text("\n".join(versions) + "\n")
+        partial.replace(lock)
 
     # The run.
 
@@ -144,7 +177,15 @@ class VmTarget:
         return any(found[1] == "running" for found in self._ask())
 
     def start(self, attempt: int) -> None:
-        """Start the same line on every worker."""
+        """Start the same line on every worker, with a secret of this attempt alone.
+
+        It goes as a file: gcloud gives all workers' connections one standard input, of which one of them gets all.
+        """
+        with tempfile.TemporaryDirectory() as scratch:
+            file = pathlib.Path(scratch) / "secret"
+            if not self._shell.dry_run:
+                secret.environment(file.parent)
+            self._copy(file, to=f"{self.options.run}.secret")
         told = "".join(f"{name}={shlex.quote(value)} " for name, value in self.options.environment.items())
         self._on_all(f"{told}bash {_REMOTE}/worker.sh start {self.options.run} {shlex.join(self.command)}")
         self._unreachable = 0
@@ -184,7 +225,9 @@ class VmTarget:
         """Fetch every worker's log into one file each: LOGS/NODE/WORKER.log."""
         for node in self.nodes:
             folder = self.options.logs / node
-            if not self._shell.dry_run:
+            if self._shell.dry_run:
+                self._shell.run(["mkdir", "-p", str(folder)])
+            else:
                 folder.mkdir(parents=True, exist_ok=True)
             command = self._ssh(node, f"bash {_REMOTE}/worker.sh log {self.options.run}")
             self._shell.attempt([*command, f"--output-directory={folder}"])
@@ -200,7 +243,7 @@ class VmTarget:
 
     def delete(self) -> None:
         """Give the machines back. Buckets and disks are left alone."""
-        command = ["gcloud", "compute", "tpus", "queued-resources", "delete", self.options.name, *self._place()]
+        command = [*_gcloud(False, "queued-resources", "delete", self.options.name), *self._place()]
         self._shell.run([*command, "--force", "--quiet"], quiet=True)
 
     # gcloud.
@@ -210,20 +253,24 @@ class VmTarget:
 
     def _described(self, kind: str, name: str, field: str) -> str | None:
         """Return one field of a resource, None where there is no such resource."""
-        command = ["gcloud", "compute", "tpus", kind, "describe", name, *self._place(), f"--format=value({field})"]
+        command = [*_gcloud(False, kind, "describe", name), *self._place(), f"--format=value({field})"]
         status, out, err = self._shell.attempt(command)
         if status and "not_found" not in err.lower() and "not found" not in err.lower():
             raise RunFailed(f"gcloud cannot describe {name}: {_last_line(err)}")
         return out.strip() or None if not status else None
 
-    def _tpu_vm(self, verb: str) -> list[str]:
-        return ["gcloud", "compute", "tpus", "tpu-vm", verb]
+    def _tpu_vm(self, verb: str, *words: str, worker: str = "all") -> list[str]:
+        """Return a command of ssh or scp: of the alpha track where it is to go through IAP or in batches."""
+        flags = self.options.ssh_flags
+        alpha = any(flag.startswith(("--tunnel-through-iap", "--batch-size")) for flag in flags)
+        return [*_gcloud(alpha, "tpu-vm", verb), *words, *self._place(), f"--worker={worker}", *flags]
 
-    def _all(self) -> list[str]:
-        return ["--worker=all", *self.options.ssh_flags]
+    def _ssh(self, node: str, remote: str, worker: str = "all") -> list[str]:
+        return [*self._tpu_vm("ssh", node, worker=worker), f"--command={remote}"]
 
-    def _ssh(self, node: str, remote: str) -> list[str]:
-        return [*self._tpu_vm("ssh"), node, *self._place(), *self._all(), f"--command={remote}"]
+    def _copy(self, *files: pathlib.Path, to: str = "") -> None:
+        for node in self.nodes:
+            self._shell.run(self._tpu_vm("scp", *map(str, files), f"{node}:{_REMOTE}/{to}"), quiet=True)
 
     def _on_all(self, remote: str, may_fail: bool = False) -> None:
         for node in self.nodes:
@@ -241,15 +288,9 @@ class VmTarget:
         return found
 
 
-def _pack(clone: pathlib.Path, archive: pathlib.Path) -> None:
-    """Write the files of a clone that git knows, as they are now; without git, all but what begins with a dot."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=clone, capture_output=True, text=True)
-    names = listed.stdout.split("\0")[:-1] if listed.returncode == 0 else []
-    names = names or [path.name for path in clone.iterdir() if not path.name.startswith(".")]
-    with tarfile.open(archive, "w:gz") as tar:
-        for name in names:
-            if (clone / name).exists():
-                tar.add(clone / name, arcname=name)
+def _gcloud(alpha: bool, *words: str) -> list[str]:
+    """Return a gcloud command on TPUs; the beta track has none of them."""
+    return ["gcloud", *(["alpha"] if alpha else []), "compute", "tpus", *words]
 
 
 def _last_line(text: str) -> str:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One worker's share of a run: the command in the background, its log, its exit status.
 #
-#   worker.sh start RUN COMMAND...      refuses while RUN is under way here
+#   worker.sh start RUN COMMAND...      refuses while RUN is under way here; RUN.secret lies beside this script
 #   worker.sh status RUN                one line: stagjax-worker HOST running|absent, or ended STATUS SECONDS LAST_LINE
 #   worker.sh stop RUN SIGNAL SECONDS   signal the command; kill it if it is there after SECONDS
 #   worker.sh log RUN                   print the log of all attempts
@@ -31,6 +31,7 @@ supervise() {
   "$@" >>"$dir/log" 2>&1 9>&- </dev/null || status=$?
   printf '%s %s\n' "$status" "$(date +%s.%N)" >"$dir/status.partial"
   mv "$dir/status.partial" "$dir/status"
+  rm -f "$dir/secret"
 }
 
 case $verb in
@@ -40,6 +41,10 @@ case $verb in
       exit 2
     fi
     rm -f "$dir/status" "$dir/pid"
+    # The secret of this attempt, by which the processes of the run know each other.
+    chmod 600 "$home/$run.secret"
+    mv "$home/$run.secret" "$dir/secret"
+    export STAGJAX_SECRET_FILE=$dir/secret
     cd "$home/source" 2>/dev/null || cd "$home"
     PATH=$home/venv/bin:$PATH setsid nohup bash "$home/worker.sh" supervise "$run" "$@" >/dev/null 2>&1 </dev/null &
     for ((tenths = 0; tenths < 100; tenths++)); do
@@ -76,6 +81,7 @@ case $verb in
         kill -s KILL -- "-$group" || true
       fi
     fi
+    rm -f "$dir/secret" "$home/$run.secret"
     ;;
   log)
     cat "$dir/log" 2>/dev/null || true

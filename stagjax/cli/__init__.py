@@ -61,14 +61,23 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments of a line, with `argv` itself and `overrides` ("section.field=value").
+
+    Raises:
+      UserError: an argument that is none; what `argparse` refuses ends the process with 2.
+    """
+    command = next((word for word in argv if not word.startswith("-")), None)
+    args, rest = build_parser(command).parse_known_args(argv)
+    args.argv, args.overrides = list(argv), _overrides(rest)
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; every expected failure is one line on stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    command = next((word for word in argv if not word.startswith("-")), None)
-    args, rest = build_parser(command).parse_known_args(argv)
-    args.argv = argv
     try:
-        args.overrides = _overrides(rest)
+        args = parse(argv)
         status = args.run(args) or 0
         _part()
         return status

@@ -7,8 +7,13 @@ CLOUD is its directory: `state` (of the queued resource), `node` (of the TPU VM)
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+
+SET_UP = """#!/bin/bash
+if [[ $1 == --versions ]]; then printf '# Python 3.12\\njax==0.12.0\\n'; else echo set up >> $HOME/set-up; fi
+"""
 
 CLOUD = pathlib.Path(os.environ["CLOUD"])
 
@@ -36,6 +41,8 @@ def ssh():
     folder = flag("output-directory")
     found = []
     for index, home in workers():
+        if flag("worker") not in ("all", str(index)):
+            continue
         if str(index) in unreachable:
             found.append((index, None))
             continue
@@ -70,11 +77,12 @@ def scp(words):
     *sources, target = [word for word in words if not word.startswith("--")]
     for _, home in workers():
         for source in sources:
-            place = home / target.partition(":")[2] / pathlib.Path(source).name
-            place.write_bytes(pathlib.Path(source).read_bytes())
+            place = home / target.partition(":")[2]
+            place = place / pathlib.Path(source).name if place.is_dir() else place
+            shutil.copy(source, place)  # with its mode, as scp does
             if place.name == "setup.sh":
                 # What a VM needs from the internet is left out.
-                place.write_text("#!/bin/bash\necho set up >> $HOME/set-up\n")
+                place.write_text(SET_UP)
     return 0
 
 

@@ -1,5 +1,7 @@
 """The JobSet's manifest, held to the official Kubernetes client's types and to JobSet's own fields."""
 
+import base64
+import json
 import re
 import typing
 
@@ -7,7 +9,7 @@ import kubernetes.client
 import pytest
 import yaml
 
-from stagjax.errors import UserError
+from stagjax.errors import RunFailed, UserError
 from tpu.cli import main
 from tpu.gke import Gke, job_set, pod_template
 from tpu.options import GkeOptions
@@ -154,30 +156,115 @@ def test_kubernetes_accepts_the_list_of_statuses():
 
 def test_data_are_mounted_read_only():
     pod = pod_template(VARIANTS["mounts"], LINE)
-    bucket, disk = pod["spec"]["volumes"][1:]
+    bucket, disk, _ = pod["spec"]["volumes"][1:]
     assert bucket["csi"]["volumeAttributes"] == {"bucketName": "rows", "mountOptions": "implicit-dirs,only-dir=pile"}
     assert disk["persistentVolumeClaim"] == {"claimName": "rows", "readOnly": True}
     assert pod["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
-    mounts = pod["spec"]["containers"][0]["volumeMounts"][1:]
+    mounts = pod["spec"]["containers"][0]["volumeMounts"][1:-1]
     assert [(mount["mountPath"], mount["readOnly"]) for mount in mounts] == [("/mnt/pile", True), ("/mnt/disk", True)]
     with pytest.raises(UserError, match="on GKE use gs://BUCKET"):
         pod_template(options(mounts=("/dev/sdb:/mnt",)), LINE)
 
 
+def commands(capsys, verb, wanted):
+    getattr(Gke(wanted, Shell(dry_run=True)), verb)()
+    return capsys.readouterr().out.splitlines()
+
+
 def test_node_pools(capsys):
-    gke = Gke(VARIANTS["reserved"], Shell(dry_run=True))
-    gke.create_pools()
-    gke.delete_pools()
-    create, delete = capsys.readouterr().out.splitlines()
+    (create,) = commands(capsys, "create_pools", VARIANTS["reserved"])
+    (delete,) = commands(capsys, "delete_pools", VARIANTS["reserved"])
     for part in ("pile-1-0", "--tpu-topology=4x4x8", "--num-nodes=32", "--machine-type=ct5p-hightpu-4t"):
         assert part in create
     assert "--reservation-affinity=specific --reservation=ours" in create and "--spot" not in create
     assert delete.startswith("gcloud container node-pools delete pile-1-0 --cluster=a-cluster")
 
 
-def test_xpk_gets_the_same_line(capsys):
+def test_a_policy_lays_out_the_slices_of_newer_chips(capsys):
+    wanted = options("tpu7x:4x4x4", slices=2)
+    policy, *pools = commands(capsys, "create_pools", wanted)
+    assert "gcloud beta compute resource-policies create workload-policy pile-1-layout" in policy
+    assert "--region=a " in policy and "--accelerator-topology=4x4x4" in policy
+    assert len(pools) == 2
+    assert all("--placement-policy=pile-1-layout" in pool and "--tpu-topology" not in pool for pool in pools)
+    *_, last = commands(capsys, "delete_pools", wanted)
+    assert last.startswith("gcloud compute resource-policies delete pile-1-layout")
+    # One host needs none.
+    assert "policy" not in "".join(commands(capsys, "create_pools", options("tpu7x:2x2x1")))
+
+
+def test_flex_start_waits_for_nodes_that_go_again(capsys):
+    wanted = options("v6e:4x4", capacity="flex-start", max_run_duration="12h")
+    (pool,) = commands(capsys, "create_pools", wanted)
+    for part in ("--flex-start", "--enable-autoscaling", "--num-nodes=0", "--max-nodes=4", "--max-run-duration=12h"):
+        assert part in pool
+    pod = pod_template(wanted, LINE)["spec"]
+    assert pod["nodeSelector"]["cloud.google.com/gke-flex-start"] == "true"
+    with pytest.raises(UserError, match="there is none for v4"):
+        Gke(options("v4:2x2x1", capacity="flex-start"), Shell(dry_run=True)).create_pools()
+
+
+class Kubectl:
+    """Notes what the launcher asks of a cluster; every verb that `fails` names does, but for the secret."""
+
+    dry_run = False
+
+    def __init__(self, fails="nothing"):
+        self.calls, self.fails = [], fails
+
+    def run(self, command, *, text=None, shown=None, quiet=False):
+        self.calls.append((command, text, shown))
+        if self.fails in command and '"Secret"' not in (text or ""):
+            raise RunFailed("it failed")
+        return "an-identity" if "--output=jsonpath={.metadata.uid}" in command else ""
+
+    attempt = run
+
+
+def test_the_secret_is_made_for_the_launch_and_goes_with_the_job_set():
+    names = set()
+    for _ in range(2):
+        kubectl = Kubectl()
+        Gke(VARIANTS["plain"], kubectl).submit(LINE)
+        (_, made, shown), (_, job, _), (patch, _, _) = kubectl.calls
+        secret, manifest = json.loads(made), json.loads(job)
+        value = base64.b64decode(secret["data"]["secret"]).decode()
+        assert re.fullmatch("[0-9a-f]{64}", value)
+        # By standard input alone, and not in what is shown of it.
+        told = str([command for command, _, _ in kubectl.calls]) + job + shown
+        assert value not in told and secret["data"]["secret"] not in told
+        name = secret["metadata"]["name"]
+        pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+        assert pod["volumes"][-1]["secret"] == {"secretName": name, "defaultMode": 0o600}
+        (container,) = pod["containers"]
+        path = container["volumeMounts"][-1]["mountPath"]
+        assert container["env"][-1] == {"name": "STAGJAX_SECRET_FILE", "value": path}
+        (owner,) = json.loads(patch[-1].removeprefix("--patch="))["metadata"]["ownerReferences"]
+        assert (owner["kind"], owner["name"], owner["uid"]) == ("JobSet", "pile-1", "an-identity")
+        assert name in patch
+        names |= {name, value}
+    assert len(names) == 4
+
+
+def test_a_secret_without_a_job_set_is_not_left_behind():
+    kubectl = Kubectl(fails="create")
+    with pytest.raises(RunFailed):
+        Gke(VARIANTS["plain"], kubectl).submit(LINE)
+    name = json.loads(kubectl.calls[0][1])["metadata"]["name"]
+    assert kubectl.calls[-1][0][2:] == ["delete", "secret", name]
+
+
+def test_a_dry_run_shows_the_secrets_name_and_not_its_value(capsys):
     place = ["--name=pile-1", "--project=p", "--zone=z", "--cluster=c", "--image=i", "--topology=v5p:4x4x8"]
-    assert main(["gke", "run", *place, "--using=xpk", "--slices=2", "--dry-run", "--", *LINE]) == 0
-    (create,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("xpk workload create")]
-    for part in ("--tpu-type=v5p-256", "--num-slices=2", "--max-restarts=100", f"'--command=exec {' '.join(LINE)}'"):
-        assert part in create
+    for using in ("kubectl", "xpk"):
+        assert main(["gke", "run", *place, f"--using={using}", "--slices=2", "--dry-run", "--", "echo", "$P"]) == 0
+        out = capsys.readouterr().out
+        assert '"secretName": "pile-1-secret-launch"' in out and "(64 hex digits, made at the launch)" in out
+        assert not re.search("[0-9a-f]{40}", out) and '"$$P"' in out
+    assert out.index("xpk workload create") < out.index("kubectl --namespace=default create")
+
+
+def test_a_spot_pod_has_half_of_the_machines_notice(capsys):
+    place = ["--name=pile-1", "--project=p", "--zone=z", "--cluster=c", "--image=i", "--topology=v5p:4x4x8"]
+    assert main(["gke", "run", *place, "--capacity=spot", "--dry-run", "--", "echo"]) == 0
+    assert "kills a spot pod about 15 s after SIGTERM" in capsys.readouterr().out

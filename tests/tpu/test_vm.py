@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import pathlib
+import re
+import shlex
 import signal
 import stat
 import subprocess
@@ -13,9 +15,10 @@ import tarfile
 import pytest
 
 from tests.test_local_processes import eventually
-from tpu.vm import _pack
+from tpu.source import pack
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
+LINE = ["stagjax", "train", "--config=experiments/pile.py:separate_2x18", "--workdir=gs://bucket/run"]
 PLACE = ("--name=pile-1", "--project=some-project", "--zone=some-zone", "--topology=v5p:2x2x2")
 
 
@@ -95,9 +98,19 @@ def cloud(tmp_path):
     cloud.kill()
 
 
+def named(words):
+    return tuple(re.sub(r"^/\S*/", "", word) for word in words)
+
+
 def test_from_nothing_to_done(cloud):
-    status, out, _ = cloud.finish(cloud.launch('echo "$PWD" worker $WORKER; env | grep ^SAID', "--env=SAID=a b"))
+    program = 'echo "$PWD" worker $WORKER; env | grep ^SAID'
+    _, planned, _ = cloud.finish(cloud.launch(program, "--env=SAID=a b", "--dry-run"))
+    status, out, _ = cloud.finish(cloud.launch(program, "--env=SAID=a b"))
     assert status == 0, out
+    # A dry run prints every command that is run then; files lie in another temporary directory.
+    planned = [shlex.split(text) for text in planned.splitlines()]
+    asked = [["gcloud", *call] for call in map(json.loads, (cloud.path / "calls").read_text().splitlines())]
+    assert {named(call) for call in asked} <= {named(call) for call in planned}
     (create,) = cloud.calls("create")
     assert "--accelerator-type=v5p-16" in create and "--node-id=pile-1" in create and "--spot" not in create
     assert all("--project=some-project" in call and "--zone=some-zone" in call for call in cloud.calls("ssh"))
@@ -111,13 +124,51 @@ def test_from_nothing_to_done(cloud):
     assert len(starts) == 1
 
 
+def test_a_secret_for_each_attempt_in_a_file_of_each_worker(cloud):
+    program = "stat --format=%a $STAGJAX_SECRET_FILE; cat $STAGJAX_SECRET_FILE; echo; echo; "
+    program += "[[ -e $CLOUD/again-$WORKER ]] || { touch $CLOUD/again-$WORKER; exit 75; }"
+    status, out, err = cloud.finish(cloud.launch(program))
+    assert status == 0, out
+    logs = [(cloud.logs / "pile-1" / f"{worker}.log").read_text() for worker in range(2)]
+    first, second = (re.findall("^600\n([0-9a-f]{64})$", log, re.MULTILINE) for log in logs)
+    assert first == second and len(set(first)) == 2  # the workers' is the same, the attempts' is not
+    told = (cloud.path / "calls").read_text() + out + err
+    assert not any(value in told for value in first)
+    assert not list(cloud.path.glob("worker-*/**/*secret*"))
+
+
+def test_what_set_up_installs(tmp_path):
+    """The real script, with a Python that writes down what it is asked."""
+    home, programs = tmp_path / "stagjax-run", tmp_path / "bin"
+    (home / "clone").mkdir(parents=True)
+    programs.mkdir()
+    with tarfile.open(home / "source.tar.gz", "w:gz") as tar:
+        tar.add(home / "clone", arcname="clone")
+    (home / "lock.txt").write_text("# Python 3.11\njax==0.10.2\n")
+    script = f'#!/bin/bash\necho "$(basename "$0") $*" >>{tmp_path}/asked\n'
+    script += f'if [[ "$1 $2" == "-m venv" ]]; then mkdir -p $3/bin; cp {programs}/python3.11 $3/bin/python; '
+    script += "cp $3/bin/python $3/bin/stagjax; fi\n"
+    for name in ("python3.11", "python3.12"):
+        (programs / name).write_text(script)
+        (programs / name).chmod(0o755)
+    environment = {"HOME": str(tmp_path), "PATH": f"{programs}:{os.environ['PATH']}"}
+    subprocess.run(["bash", ROOT / "tpu/setup.sh", "--lock", "lock.txt"], env=environment, check=True, timeout=60)
+    asked = (tmp_path / "asked").read_text()
+    # The Python of the lock, though a newer one is there, and its versions.
+    assert f"python3.11 -m venv {home}/venv" in asked and "python3.12" not in asked
+    install = f"pip install --quiet --constraint {home}/lock.txt --editable {home}/source[tpu,gcs]"
+    assert install in asked
+
+
 def test_preempted_workers_start_again_on_the_same_machines(cloud):
     once = "echo go; [[ $WORKER == 1 ]] && [[ ! -e $CLOUD/again ]] && { touch $CLOUD/again; exit 75; }; "
     once += "[[ -e $CLOUD/again ]] || sleep 60"
     status, out, _ = cloud.finish(cloud.launch(once))
     assert status == 0, out
     assert "ended with 75 (preempted and saved)" in out and "restart 1 of 10" in out
-    assert len(cloud.calls("create")) == 1 and len(cloud.calls("scp")) == 1
+    assert len(cloud.calls("create")) == 1
+    # The clone once, a secret for each attempt.
+    assert [any("source.tar.gz" in word for word in call) for call in cloud.calls("scp")] == [True, False, False]
     assert (cloud.logs / "pile-1" / "0.log").read_text().count("go\n") == 2
 
 
@@ -136,6 +187,12 @@ def test_machines_that_are_gone_are_asked_for_again(cloud):
     assert len(cloud.calls("create")) == 2 and all("--spot" in call for call in cloud.calls("create"))
     assert len(cloud.calls("delete")) == 1
     assert (cloud.path / "worker-0" / "set-up").exists()
+    # The new machines get the versions that the first ones installed.
+    lock = cloud.logs / "pile-1.requirements.txt"
+    assert lock.read_text() == "# Python 3.12\njax==0.12.0\n"
+    asked = [word.partition("setup.sh")[2] for call in cloud.calls("ssh") for word in call if "setup.sh" in word]
+    assert asked == ["", " --versions", " --lock pile-1.requirements.txt"]
+    assert (cloud.path / "worker-1" / "stagjax-run" / lock.name).read_text() == lock.read_text()
 
 
 @pytest.mark.parametrize("code", [2, 3])
@@ -211,7 +268,7 @@ def test_tear_down_asks(cloud):
 
 
 def test_several_slices_are_several_nodes(cloud):
-    status, out, _ = cloud.run("run", "--slices=2", "--dry-run", "--", "stagjax", "train")
+    status, out, _ = cloud.run("run", "--slices=2", "--dry-run", "--", *LINE, "--config.mesh.data=2")
     assert status == 0 and not (cloud.path / "calls").exists()
     assert "--node-count=2 --node-prefix=pile-1" in out
     starts = [line for line in out.splitlines() if "worker.sh start" in line]
@@ -219,15 +276,17 @@ def test_several_slices_are_several_nodes(cloud):
     assert len({line.partition("--command")[2] for line in starts}) == 1
 
 
-def test_the_archive_holds_what_git_knows(tmp_path):
+def test_the_archive_holds_what_git_does_not_ignore(tmp_path):
     clone = tmp_path / "clone"
-    (clone / "stagjax").mkdir(parents=True)
-    for name in ("setup.py", "stagjax/config.py", "large.bin"):
+    (clone / "experiments").mkdir(parents=True)
+    for name in ("setup.py", "experiments/mine.py", "experiments/new é.py", "large.bin", "gone.py"):
         (clone / name).write_text(name)
+    (clone / ".gitignore").write_text("large.bin")
     subprocess.run(["git", "init", "--quiet"], cwd=clone, check=True)
-    subprocess.run(["git", "add", "setup.py", "stagjax"], cwd=clone, check=True)
-    (clone / "stagjax/config.py").write_text("changed")
-    _pack(clone, tmp_path / "archive")
+    subprocess.run(["git", "add", "setup.py", "experiments/mine.py", "gone.py"], cwd=clone, check=True)
+    (clone / "experiments/mine.py").write_text("changed")
+    (clone / "gone.py").unlink()
+    assert pack(clone, tmp_path / "archive").startswith("4 files, ")
     with tarfile.open(tmp_path / "archive") as tar:
-        assert sorted(tar.getnames()) == ["setup.py", "stagjax/config.py"]
-        assert tar.extractfile("stagjax/config.py").read() == b"changed"
+        assert sorted(tar.getnames()) == [".gitignore", "experiments/mine.py", "experiments/new é.py", "setup.py"]
+        assert tar.extractfile("experiments/mine.py").read() == b"changed"

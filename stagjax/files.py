@@ -49,24 +49,46 @@ def text_lines(text: str) -> list[str]:
 def write_whole(path: pathlib.Path, text: str) -> None:
     """Replace the file at `path` by one that holds `text`; raise `OSError` and leave it as it was if that fails."""
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        error.filename = os.fspath(path)  # A full disk does not say which file it was full for.
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def writing(what: str | os.PathLike[str], remedy: str = "choose another directory") -> Iterator[None]:
+    """Turn an `OSError` of the block into one line that names `what`, or the file below it where the error does.
+
+    Raises:
+      RunFailed: the disk is full.
+      UserError: whatever else there is, with its remedy.
+    """
+    try:
+        yield
+    except OSError as error:
+        file, what = str(error.filename2 or error.filename), os.fspath(what)
+        why = f"cannot write {file if file.startswith(what) else what}: {error.strerror or error}"
+        if error.errno in FULL:
+            raise RunFailed(f"{why}; free some space and start again") from error
+        raise UserError(f"{why}; {remedy}") from error
 
 
 def write_result(path: pathlib.Path, text: str) -> None:
-    """Write a file that the user asked for, with its directory; raise `UserError` where that fails."""
-    try:
+    """Write a file that the user asked for, with its directory; raise as `writing` where that fails."""
+    with writing(path, "choose another file"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another file") from error
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Write a result as indented JSON; raise `UserError` where that fails."""
+    """Write a result as indented JSON; raise as `writing` where that fails."""
     write_result(path, json.dumps(value, indent=2) + "\n")
 
 
@@ -83,7 +105,7 @@ def new_directory(output: pathlib.Path) -> Iterator[pathlib.Path]:
     if os.path.lexists(output):
         raise UserError(f"{output} exists and is never overwritten; remove it, or choose another directory")
     partial = output.with_name(f".{output.name}.partial")
-    try:
+    with writing(output):
         partial.mkdir(parents=True, exist_ok=True)
         lock = os.open(partial, os.O_RDONLY)
         try:
@@ -97,10 +119,6 @@ def new_directory(output: pathlib.Path) -> Iterator[pathlib.Path]:
                 raise
         finally:
             os.close(lock)
-    except OSError as error:
-        if error.errno in FULL:
-            raise RunFailed(f"cannot write {output}: {error.strerror}; free some space and start again") from error
-        raise UserError(f"cannot write {output}: {error.strerror or error}; choose another directory") from error
 
 
 def _lock(directory: int, output: pathlib.Path) -> None:

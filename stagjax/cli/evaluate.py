@@ -140,14 +140,15 @@ def _refuse_other(output: pathlib.Path, subject: Any, decoding: str) -> None:
 
 
 def _write(output: pathlib.Path, results: dict[str, Any], cells: pathlib.Path) -> None:
-    from stagjax.files import write_json
+    from stagjax.files import write_json, writing
 
-    (output / "samples").mkdir(parents=True, exist_ok=True)
-    for label, cell in results["rows"][0]["cells"].items():
-        if cell["status"] == "done":
-            partial = output / "samples" / f"{label}.jsonl.partial"
-            shutil.copyfile(cells / f"{cell['key']}.jsonl", partial)
-            partial.replace(output / "samples" / f"{label}.jsonl")
+    with writing(output):
+        (output / "samples").mkdir(parents=True, exist_ok=True)
+        for label, cell in results["rows"][0]["cells"].items():
+            if cell["status"] == "done":
+                partial = output / "samples" / f"{label}.jsonl.partial"
+                shutil.copyfile(cells / f"{cell['key']}.jsonl", partial)
+                partial.replace(output / "samples" / f"{label}.jsonl")
     write_json(output / "results.json", results)
 
 

@@ -20,7 +20,7 @@ from stagjax.data.row_files import RowWriter
 from stagjax.data.shards import Document, ShardReader
 from stagjax.data.sources import split_of
 from stagjax.data.vocabulary import EOS, Vocabulary
-from stagjax.errors import RunFailed
+from stagjax.errors import RunFailed, UserError
 from stagjax.files import write_whole
 
 PARTIAL = ".partial"
@@ -77,7 +77,7 @@ def prepare_shard(job: Job, vocabulary: Vocabulary, advance: Callable[[int], Non
       RunFailed: the source cannot be read, has another hash, or holds no JSON lines; the disk is full.
     """
     faults = Faults()
-    with _disk_errors(job), contextlib.ExitStack() as stack:
+    with disk_errors(job.output), contextlib.ExitStack() as stack:
         parts = {split: stack.enter_context(_PartWriter(job, split, vocabulary)) for split in job.places}
         reader = _read(job, parts, faults, advance)
         if job.expected_sha256 not in (None, reader.sha256):
@@ -211,14 +211,16 @@ class _PartWriter:
 
 
 @contextlib.contextmanager
-def _disk_errors(job: Job) -> Iterator[None]:
+def disk_errors(output: pathlib.Path) -> Iterator[None]:
     """Turn what a full disk raises into one line: ArrayRecord knows no error but `RuntimeError`."""
     try:
         yield
-    except RunFailed:
+    except (RunFailed, UserError):
         raise
     except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        file = getattr(error, "filename2", None) or getattr(error, "filename", None)
         raise RunFailed(
-            f"cannot write to {job.output} ({reason}); free some space and start again: what is finished stays"
+            f"cannot write to {output} ({reason}{f': {file}' if file else ''}); free some space and start again: what "
+            "is finished stays"
         ) from error

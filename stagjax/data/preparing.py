@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from stagjax.data.layout import SPLITS, Shard
-from stagjax.data.prepare_shard import PARTIAL, DocumentWriter, Job
+from stagjax.data.prepare_shard import PARTIAL, DocumentWriter, Job, disk_errors
 from stagjax.data.prepared import (
     DOCUMENTS,
     FORMAT,
@@ -26,7 +26,7 @@ from stagjax.data.receipts import Broken, Receipt, broken_share
 from stagjax.data.vocabulary import Vocabulary, load_vocabulary
 from stagjax.data.workers import prepare_shards
 from stagjax.errors import RunFailed, UserError
-from stagjax.files import write_whole
+from stagjax.files import FULL, write_whole
 
 _SHOWN = 5  # Differences that an error names.
 
@@ -118,7 +118,8 @@ def prepare(
     """
     vocabulary = load_vocabulary(settings.vocabulary)
     with _owned(output):
-        _claim(output, shards, settings, vocabulary)
+        with disk_errors(output):
+            _claim(output, shards, settings, vocabulary)
         jobs = _jobs(shards, settings, output, expected_hashes or {}, documents)
         done = {job.shard.name: receipt for job in jobs if (receipt := _finished(job)) is not None}
         todo = [job for job in jobs if job.shard.name not in done]
@@ -134,11 +135,13 @@ def prepare(
         # Only now, with all shards done: those that are whole need not be read again once the others are repaired.
         receipts = [done[job.shard.name] for job in jobs]
         broken = broken_share(receipts)
-        _report(output, receipts, broken, max_broken)
+        with disk_errors(output):
+            _report(output, receipts, broken, max_broken)
         if max(broken.share, *broken.by_split.values()) > max_broken:
             raise RunFailed(_too_much(output, broken, max_broken))
         if not (output / PREPARED).exists():
-            _complete(output, settings, vocabulary, receipts, documents)
+            with disk_errors(output):
+                _complete(output, settings, vocabulary, receipts, documents)
         new = [done[job.shard.name] for job in todo]
         num_tokens = sum(part.tokens for receipt in new for part in receipt.parts.values())
         return Outcome(receipts, len(new), num_tokens, cpu_seconds, broken)
@@ -156,6 +159,8 @@ def _owned(output: pathlib.Path) -> Iterator[None]:
             )
         lock = open(output / ".lock", "w")
     except OSError as error:
+        if error.errno in FULL:
+            raise RunFailed(f"cannot write to {output} ({error.strerror}); free some space and start again") from error
         raise UserError(f"--output={output} cannot be written: {error.strerror}; give another directory") from error
     with lock:
         try:

@@ -11,7 +11,8 @@ from typing import IO
 import numpy as np
 
 from stagjax.data import sentencepiece_model
-from stagjax.errors import UserError
+from stagjax.errors import RunFailed, UserError
+from stagjax.files import FULL
 
 PAD, BOS, EOS = 0, 1, 2
 UNKNOWN = 3  # SentencePiece insists on an id for it; with byte fallback it never occurs in encoded text.
@@ -161,6 +162,7 @@ def train_sentencepiece(texts: Iterable[str], size: int, output: str | os.PathLi
 
     Raises:
       UserError: `output` exists or cannot be written, or the texts do not yield `size` pieces (with what they yield).
+      RunFailed: the disk is full.
     """
     if size <= UNKNOWN + 256:
         raise UserError(f"--size={size} is below the {UNKNOWN + 1} specials and 256 bytes; use 512 or more")
@@ -172,8 +174,14 @@ def train_sentencepiece(texts: Iterable[str], size: int, output: str | os.PathLi
         output.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
             _train(iter(sentences), size, file)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, output)
     except OSError as error:
+        if sentences.error is None and error.errno in FULL:
+            raise RunFailed(
+                f"--output={output} cannot be written ({error.strerror}); free some space and start again"
+            ) from None
         raise sentences.error or UserError(
             f"--output={output} cannot be written ({error.strerror}); choose another place"
         ) from None

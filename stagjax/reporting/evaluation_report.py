@@ -8,8 +8,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from stagjax.errors import UserError
-from stagjax.files import write_json, write_result
+from stagjax.files import write_json, write_result, writing
 from stagjax.reporting.evaluation_plots import draw_pictures
 from stagjax.reporting.evaluation_tables import estimate_of, footnotes, paper_grid, row_name, subset_grids, with_error
 from stagjax.reporting.grid import Column, Grid
@@ -56,8 +55,9 @@ def write_reports(results: dict[str, Any], output: pathlib.Path) -> None:
 
     Raises:
       UserError: they cannot be written, or matplotlib is missing.
+      RunFailed: the disk is full.
     """
-    try:
+    with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         with open(output / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -65,8 +65,6 @@ def write_reports(results: dict[str, Any], output: pathlib.Path) -> None:
             write_result(output / "table.md", markdown(results))
             write_result(output / "table.csv", comma_separated(results))
             write_result(output / "report.html", _page(results, draw_pictures(results, output)))
-    except OSError as error:
-        raise UserError(f"cannot write reports to {output}: {error.strerror}; choose another directory") from error
 
 
 def markdown(results: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from stagjax.config import ModelConfig
 from stagjax.errors import UserError
+from stagjax.files import writing
 
 COLOURS = ("#3b6fb6", "#d1762b", "#3c9d6b", "#9a5fb0", "#b5443f", "#6b7280")
 
@@ -186,18 +187,23 @@ def _draw_timeline(axes: Any, plan: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def open_figure(path: pathlib.Path, width: float, height: float) -> Iterator[tuple[Any, Any]]:
-    """Yield a figure that is written to `path`, whole or not at all, when the block ends."""
+    """Yield a figure that is written to `path`, whole or not at all, when the block ends; raise as `files.writing`."""
     require_matplotlib()
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    plt.rcParams["text.parse_math"] = False  # A dollar in a name is a dollar.
     figure = plt.figure(figsize=(width, height), layout="constrained", dpi=130)
     try:
         yield figure, plt
         partial = path.with_name(path.name + ".partial")
-        figure.savefig(partial, format="png")
-        os.replace(partial, path)
+        with writing(path):
+            try:
+                figure.savefig(partial, format="png")
+                os.replace(partial, path)
+            finally:
+                partial.unlink(missing_ok=True)
     finally:
         plt.close(figure)

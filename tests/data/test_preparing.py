@@ -1,10 +1,12 @@
 """Preparing: the rows of every shard, once, whatever the number of processes and however often it is interrupted."""
 
+import contextlib
 import gzip
 import hashlib
 import json
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import subprocess
@@ -330,6 +332,39 @@ def test_a_full_disk_is_one_line_and_loses_nothing(large, tmp_path):
     assert "free some space and start again" in result.stderr
     subprocess.run(command(pile, tmp_path), check=True, capture_output=True)
     assert files(tmp_path) == files(whole)
+
+
+@contextlib.contextmanager
+def at_most(num_bytes):
+    """Let no file grow beyond so many bytes, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_is_full_at_any_file_is_one_line_that_names_it(pile, whole, tmp_path):
+    with at_most(0), pytest.raises(RunFailed, match=r"cannot write to .*\(File too large: .*/plan.json\); free some"):
+        run(pile[0], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    train_sentencepiece(["a b c"] * 99 + [str(n) for n in range(999)], 320, tmp_path / "v.model")
+    pieces = Settings(str(tmp_path / "v.model"), 32, 0, False)
+    for _ in range(2):
+        # The plan fits, the vocabulary does not.
+        with at_most(1000), pytest.raises(RunFailed, match=r"File too large: .*/vocabulary.model.*\); free some space"):
+            run(pile[0], tmp_path / "out", pieces)
+        assert not (tmp_path / "out" / "vocabulary.model").exists()
+    shutil.copytree(whole, tmp_path / "late")
+    (tmp_path / "late" / "prepared.json").unlink()
+    with at_most(1000), pytest.raises(RunFailed, match=r"File too large: .*/report.json\); free some space"):
+        run(pile[0], tmp_path / "late")
+    report = (tmp_path / "late" / "report.json").stat().st_size
+    with at_most(report), pytest.raises(RunFailed, match=r"File too large: .*/prepared.json\); free some space"):
+        run(pile[0], tmp_path / "late")
+    assert not list((tmp_path / "late").glob("*.partial")) and not (tmp_path / "late" / "prepared.json").exists()
+    assert run(pile[0], tmp_path / "late")[0].num_new == 0 and files(tmp_path / "late") == files(whole)
 
 
 def test_two_at_a_time_are_refused(pile, whole):

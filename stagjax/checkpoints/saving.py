@@ -15,6 +15,7 @@ from stagjax.bucket import CHECKPOINTS, absolute
 from stagjax.checkpoints.stored import DamagedError, draining_loops, read_metadata, read_params, read_state, reason
 from stagjax.errors import RunFailed, UserError
 from stagjax.fingerprint import describe, digest, fingerprint
+from stagjax.reporting.console import plain
 
 TEMPORARY = ".orbax-checkpoint-tmp"
 """What Orbax puts into the name of a directory that it has not finished."""
@@ -22,7 +23,7 @@ TEMPORARY = ".orbax-checkpoint-tmp"
 
 def print_warning(text: str) -> None:
     """Print one line to standard error, in yellow on a terminal."""
-    rich.console.Console(stderr=True, soft_wrap=True).print(text, style="yellow", markup=False, highlight=False)
+    rich.console.Console(stderr=True, soft_wrap=True).print(plain(text), style="yellow")
 
 
 class Checkpoints:

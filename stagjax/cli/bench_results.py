@@ -35,7 +35,7 @@ class Report:
     def finish(self, result: dict[str, Any]) -> None:
         """Print tables, draw pictures, write the page."""
         from stagjax.reporting.bench_tables import bench_tables
-        from stagjax.reporting.console import report_console
+        from stagjax.reporting.console import plain, report_console
 
         whole = self.keep(result, complete=True)
         if not self.first:
@@ -44,12 +44,12 @@ class Report:
         for table in bench_tables(whole, console.width):
             console.print(table, "")
         for note in whole["notes"]:
-            console.print(f"note: {note}", highlight=False)
+            console.print(plain(f"note: {note}"))
         if self.output:
             from stagjax.reporting.bench_report import write_report
 
             write_report(whole, self.output)
-            console.print(f"written to {self.output}; open {self.output / 'report.html'}", highlight=False)
+            console.print(plain(f"written to {self.output}; open {self.output / 'report.html'}"))
 
 
 @contextmanager

@@ -4,11 +4,13 @@ import argparse
 import ast
 import contextlib
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from stagjax.cli import add_subcommand
 from stagjax.files import directory
+from stagjax.printable import one_line
 
 EPILOG = """\
 examples:
@@ -140,22 +142,23 @@ def _export(args: argparse.Namespace) -> None:
         step = checkpoint_step(args.checkpoint)
         metadata = export_model(args.path, args.output, step, args.dtype, args.state, on_tensor=on_tensor)
     what = "parameters, optimizer state and step" if args.state else "parameters, without optimizer state,"
-    print(f"{what} of step {metadata['step']} in {args.dtype} are in {args.output}")
-    print(f"try it: stagjax generate --workdir={args.output} --prompt='def '")
+    print(f"{what} of step {metadata['step']} in {args.dtype} are in {one_line(args.output)}")
+    print(f"try it: stagjax generate --workdir={one_line(args.output)} --prompt='def '")
+
+
+def _verifying(name: str) -> None:
+    print(f"verifying {one_line(name)}", file=sys.stderr)
 
 
 def _import(args: argparse.Namespace) -> None:
-    import sys
-
     from stagjax.exporting import import_model
 
-    metadata = import_model(args.path, args.workdir, lambda name: print(f"verifying {name}", file=sys.stderr))
+    metadata = import_model(args.path, args.workdir, _verifying)
+    where = one_line(args.workdir)
     if metadata["step"]:
-        print(
-            f"parameters and optimizer state of step {metadata['step']} are in {args.workdir}; training goes on there"
-        )
+        print(f"parameters and optimizer state of step {metadata['step']} are in {where}; training goes on there")
     else:
-        print(f"the parameters are in {args.workdir} as step 0: the optimizer, the schedule and the data begin anew")
+        print(f"the parameters are in {where} as step 0: the optimizer, the schedule and the data begin anew")
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -173,11 +176,11 @@ def _convert(args: argparse.Namespace) -> None:
         _changes(args.overrides),
     )
     if done.before is None:
-        print(f"not validated: {done.not_validated}")
+        print(f"not validated: {one_line(done.not_validated)}")
     else:
         for name, result in (("before", done.before), ("after", done.after)):
             print(f"validation loss {name}: {result['loss']:.4f}, {result['bits_per_byte']:.4f} bits per byte")
-    print(f"the new model is in {args.output}, at step 0")
+    print(f"the new model is in {one_line(args.output)}, at step 0")
 
 
 def _changes(overrides: list[str]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     from stagjax.bench.machine import describe
     from stagjax.distributed import start_up
     from stagjax.files import write_json, write_result
-    from stagjax.reporting.console import report_console
+    from stagjax.reporting.console import plain, report_console
     from stagjax.reporting.metrics import read_metrics
     from stagjax.reporting.plots import plot_losses, plot_schedule, require_matplotlib
     from stagjax.reporting.tables import demo_table
@@ -79,10 +79,8 @@ def run(args: argparse.Namespace) -> None:
     write_result(args.workdir / "samples.txt", "\n\n".join(samples) + "\n")
     write_json(args.workdir / "results.json", {"steps": args.steps, "rows": rows, "machine": describe()})
     console.print(demo_table(rows, args.steps))
-    console.print(
-        f"all of it in {time.perf_counter() - begun:.0f} s; pictures, samples and results.json are in {args.workdir}",
-        highlight=False,
-    )
+    seconds = time.perf_counter() - begun
+    console.print(plain(f"all of it in {seconds:.0f} s; pictures, samples and results.json are in {args.workdir}"))
 
 
 def _decode(name: str, config: Any, workdir: pathlib.Path) -> tuple[list[dict[str, Any]], list[str]]:

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 def _list(args: argparse.Namespace, names: list[str]) -> None:
     from stagjax.files import write_json
     from stagjax.reporting.benchmark_tables import inventory_table, problem_lines
-    from stagjax.reporting.console import report_console
+    from stagjax.reporting.console import plain, report_console
     from stagjax.tasks import catalog
     from stagjax.tasks.inventory import inventory
 
@@ -87,7 +87,7 @@ def _list(args: argparse.Namespace, names: list[str]) -> None:
         rows = inventory(benchmarks, args.data_dir)
     console.print(inventory_table(rows, args.data_dir))
     for line in problem_lines(rows):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(plain(line), soft_wrap=True)
     if args.json:
         write_json(args.json, {"data_directory": args.data_dir, "tasks": rows})
 
@@ -154,7 +154,7 @@ def _write(output: pathlib.Path, results: dict[str, Any], cells: pathlib.Path) -
 
 def _show(results: dict[str, Any], args: argparse.Namespace) -> None:
     from stagjax.files import write_json
-    from stagjax.reporting.console import report_console
+    from stagjax.reporting.console import plain, report_console
     from stagjax.reporting.evaluation_tables import evaluation_grid, footnotes, subset_grids
     from stagjax.reporting.grid import terminal_table
 
@@ -162,8 +162,8 @@ def _show(results: dict[str, Any], args: argparse.Namespace) -> None:
     for grid in (evaluation_grid(results), *subset_grids(results)):
         console.print(terminal_table(grid, console.width), "")
     for line in footnotes(results):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(plain(line), soft_wrap=True)
     if args.json:
         write_json(args.json, results)
     if args.output:
-        console.print(f"written to {args.output}: results.json, samples", markup=False, soft_wrap=True)
+        console.print(plain(f"written to {args.output}: results.json, samples"), soft_wrap=True)

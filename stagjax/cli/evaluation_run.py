@@ -165,4 +165,6 @@ class _Bar:
 
     def note(self, text: str) -> None:
         """Print a line."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        from stagjax.reporting.console import plain
+
+        self._console.print(plain(text), soft_wrap=True)

@@ -7,7 +7,8 @@ import sys
 import time
 from typing import Any
 
-from stagjax.files import directory
+from stagjax.files import directory, read_text, text_lines
+from stagjax.printable import for_terminal
 
 EPILOG = """\
 examples:
@@ -15,8 +16,9 @@ examples:
   stagjax generate --workdir=runs/separate --prompt='import ' --temperature=0.8 --top-p=0.95 --seed=1 --stop=$'\\n\\n'
   stagjax generate --workdir=runs/shared --prompts-file=prompts.txt --decoding=recurrent --json=out.json
 
-A prompts file holds one prompt a line, or, if its name ends in .jsonl, one {"prompt": "..."} a line; all prompts are
-decoded as one batch. The model's own end of document always ends a row.
+A prompts file holds one prompt a line, or, if its name ends in .jsonl, one {"prompt": "..."} a line; blank lines are
+passed over, and only newlines end a line. All prompts are decoded as one batch. The model's own end of document always
+ends a row. On a terminal control characters are shown escaped; in a file, a pipe or --json they are as they are.
 """
 
 
@@ -74,8 +76,10 @@ def run(args: argparse.Namespace) -> None:
     streamed = len(prompts) == 1
     unwritten = prompts[:1]  # the prompt goes before the first text, once it is known to be a good one
 
+    shown = for_terminal if sys.stdout.isatty() else str
+
     def stream(text: str) -> None:
-        sys.stdout.write("".join([*unwritten, text]))
+        sys.stdout.write(shown("".join([*unwritten, text])))
         sys.stdout.flush()
         unwritten.clear()
 
@@ -97,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
         stream("\n")
     for index, result in enumerate(results):
         if not streamed:
-            print(f"--- prompt {index + 1}\n{result.prompt}{result.text}")
+            print(f"--- prompt {index + 1}\n{shown(result.prompt + result.text)}")
         if args.logprobs:
             for id_, logprob in zip(result.ids, result.logprobs, strict=True):
                 print(f"{id_:>8} {logprob:9.4f}  {lm.vocabulary.pieces[id_]!r}")
@@ -116,20 +120,20 @@ def _read_prompts(path: pathlib.Path) -> list[str]:
     from stagjax.errors import UserError
 
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = [(number, line) for number, line in enumerate(text_lines(read_text(path)), 1) if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--prompts-file={path} cannot be read: {error}; give a UTF-8 text file") from error
     if path.suffix != ".jsonl":
-        prompts = [line for line in lines if line]
+        prompts = [line for _, line in lines]
     else:
         prompts = []
-        for number, line in enumerate(lines, 1):
+        for number, line in lines:
             try:
                 prompt = json.loads(line)["prompt"]
                 if not isinstance(prompt, str):
                     raise TypeError("prompt is not a string")
                 prompts.append(prompt)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise UserError(f'{path}:{number} is not {{"prompt": "..."}} in JSON; correct the line') from error
     if not prompts:
         raise UserError(f"--prompts-file={path} holds no prompt; write one a line")

@@ -122,7 +122,7 @@ def _compare(args: argparse.Namespace, batches: list[int], calibrations: list[An
     from stagjax.bench.compare import Comparison
     from stagjax.bench.topology import topology_devices
     from stagjax.files import write_json
-    from stagjax.reporting.console import report_console
+    from stagjax.reporting.console import plain, report_console
     from stagjax.reporting.plots import plot_timelines
     from stagjax.reporting.tables import choices_table, comparison_table
 
@@ -144,14 +144,13 @@ def _compare(args: argparse.Namespace, batches: list[int], calibrations: list[An
     for batch in batches if choices else ():
         console.print(choices_table([(text, row) for text, row in choices if row["batch"] == batch], args.topology))
     if args.output:
-        args.output.mkdir(parents=True, exist_ok=True)
         named = [{"choice": text} | row for text, row in choices]
         write_json(args.output / "plans.json", {"topology": args.topology, "variants": figures, "choices": named})
         for batch in batches:
             shown = _shown([row for row in rows if row.plan.request.batch == batch])
             if shown:
                 plot_timelines([plan.to_dict() for plan in shown], args.output / f"timeline_batch_{batch}.png")
-        console.print(f"written to {args.output}")
+        console.print(plain(f"written to {args.output}"))
 
 
 def _compare_training(args: argparse.Namespace, calibrations: list[Any]) -> None:
@@ -159,7 +158,7 @@ def _compare_training(args: argparse.Namespace, calibrations: list[Any]) -> None
     from stagjax.bench.plan import plan
     from stagjax.bench.topology import topology_devices
     from stagjax.files import write_json
-    from stagjax.reporting.console import report_console
+    from stagjax.reporting.console import plain, report_console
     from stagjax.reporting.tables import training_plans_table
 
     console = report_console()
@@ -178,7 +177,7 @@ def _compare_training(args: argparse.Namespace, calibrations: list[Any]) -> None
             write_json(file, figures)
     console.print(training_plans_table([figures[name] for name in names], args.topology))
     if file:
-        console.print(f"written to {file}")
+        console.print(plain(f"written to {file}"))
 
 
 def _planned(file: pathlib.Path | None) -> dict[str, Any]:
@@ -186,11 +185,12 @@ def _planned(file: pathlib.Path | None) -> dict[str, Any]:
     import json
 
     from stagjax.errors import UserError
+    from stagjax.files import read_text
 
     if file is None or not file.exists():
         return {}
     try:
-        return json.loads(file.read_text())
+        return json.loads(read_text(file))
     except ValueError as error:
         raise UserError(
             f"{file} is not what --compare wrote: {error}; remove it, or choose another --output"

@@ -78,7 +78,7 @@ def _add_latencies(rows: Sequence[Any], results: dict[str, Any], benches: dict[s
 
 
 def _report(results: dict[str, Any], output: pathlib.Path) -> None:
-    from stagjax.reporting.console import report_console
+    from stagjax.reporting.console import plain, report_console
     from stagjax.reporting.evaluation_report import write_reports
     from stagjax.reporting.evaluation_tables import footnotes, paper_grids
     from stagjax.reporting.grid import terminal_table
@@ -88,5 +88,5 @@ def _report(results: dict[str, Any], output: pathlib.Path) -> None:
     for grid in paper_grids(results, console.width):
         console.print(terminal_table(grid, console.width), "")
     for line in footnotes(results):
-        console.print(line, markup=False, soft_wrap=True)
-    console.print(f"written to {output}; open {output / 'report.html'}", markup=False, soft_wrap=True)
+        console.print(plain(line), soft_wrap=True)
+    console.print(plain(f"written to {output}; open {output / 'report.html'}"), soft_wrap=True)

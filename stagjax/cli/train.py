@@ -5,6 +5,7 @@ import argparse
 from stagjax.cli import add_config_argument
 from stagjax.cli.hosts import add_host_arguments, launch, launches, start
 from stagjax.files import directory
+from stagjax.printable import one_line
 
 EPILOG = """\
 examples:
@@ -64,6 +65,6 @@ def run(args: argparse.Namespace) -> int:
     figures = "".join(
         f", validation {name.replace('_', ' ')} {value:.4f}" for name, value in summary.validation.items()
     )
-    print(f"step {summary.step}{figures}; the run is in {args.workdir}")
-    print(f"try it: stagjax generate --workdir={args.workdir} --prompt='def '")
+    print(f"step {summary.step}{figures}; the run is in {one_line(args.workdir)}")
+    print(f"try it: stagjax generate --workdir={one_line(args.workdir)} --prompt='def '")
     return 0

@@ -33,7 +33,7 @@ class Content:
 
     Args:
       name: of the file; what ends in none of `COMPRESSED` is taken as it is.
-      chunks: its bytes, none of them empty.
+      chunks: its bytes.
 
     Attributes (complete once it has been walked to its end):
       problem: why the content ends early, if it does.
@@ -71,7 +71,8 @@ class Content:
     def _counted(self) -> Iterator[bytes]:
         for chunk in self._chunks:
             self.num_bytes += len(chunk)
-            yield chunk
+            if chunk:
+                yield chunk
 
     def _frames(self) -> Iterator[bytes]:
         """Yield the content of frames, one after the other.

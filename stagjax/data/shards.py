@@ -18,6 +18,7 @@ from stagjax.data.faults import (
     TRUNCATED_FILE,
     Fault,
 )
+from stagjax.printable import one_line
 
 # Bytes read at a time: with what follows a damaged place, up to so many bytes before it are lost too.
 _READ = 1 << 17
@@ -147,6 +148,14 @@ def parse_line(line: bytes) -> tuple[str, str]:
     except UnicodeEncodeError:
         raise BrokenLine(SURROGATE, '"text" has half of a surrogate pair, which is not Unicode text') from None
     return text, subset_of(record.get("meta"))
+
+
+NO_SUBSET = "(no subset)"
+
+
+def subset_label(subset: str) -> str:
+    """Return what stands for a subset where people read; one that is called like the documents of none is quoted."""
+    return (repr(subset) if subset == NO_SUBSET else one_line(subset)) or NO_SUBSET
 
 
 def subset_of(meta: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from stagjax.config import ModelConfig
 from stagjax.errors import UserError
+from stagjax.files import read_text
 
 RESULTS = "results.json"
 
@@ -23,7 +24,7 @@ def read_bench(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
+        result = json.loads(read_text(file))
     except (OSError, ValueError) as error:
         raise UserError(
             f"bench: {file} cannot be read ({error}); name a results.json of stagjax bench decode"

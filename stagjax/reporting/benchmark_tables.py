@@ -6,12 +6,14 @@ from typing import Any
 import rich.box
 import rich.table
 
+from stagjax.reporting.console import plain
+
 VERIFIED = {True: " (official)", False: " (not the official file)", None: ""}
 
 
 def inventory_table(rows: Sequence[dict[str, Any]], directory: str) -> rich.table.Table:
     """Return the table of `stagjax evaluate --list` (`stagjax.tasks.inventory`)."""
-    table = rich.table.Table(title=f"benchmarks, and their files in {directory}", box=rich.box.SIMPLE_HEAD)
+    table = rich.table.Table(title=plain(f"benchmarks, and their files in {directory}"), box=rich.box.SIMPLE_HEAD)
     table.title_justify = "left"
     table.add_column("task", no_wrap=True)
     table.add_column("split", no_wrap=True)

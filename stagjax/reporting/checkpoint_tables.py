@@ -6,6 +6,7 @@ import rich.box
 import rich.table
 import rich.text
 
+from stagjax.reporting.console import plain
 from stagjax.reporting.tables import binary, scaled
 
 
@@ -25,13 +26,14 @@ def _checkpoints_table(facts: dict[str, Any]) -> rich.table.Table:
         marks += ["shown below"] if row["step"] == facts["step"] else []
         style = "red" if row["validity"].startswith("damaged") else None
         state = f"{row['validity']}{'; ' if marks else ''}{', '.join(marks)}"
-        table.add_row(str(row["step"]), _loss(loss), binary(row["bytes"]), state, style=style)
+        table.add_row(str(row["step"]), _loss(loss), binary(row["bytes"]), plain(state), style=style)
     return table
 
 
 def _facts_table(facts: dict[str, Any]) -> rich.table.Table:
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_header=False, title_justify="left")
-    table.title = f"{facts['kind']} {facts['path']}" + ("" if facts["kind"] == "export" else f", step {facts['step']}")
+    step = "" if facts["kind"] == "export" else f", step {facts['step']}"
+    table.title = plain(f"{facts['kind']} {facts['path']}{step}")
     table.add_column()
     table.add_column(overflow="fold")
     data = facts["manifest"]
@@ -45,7 +47,7 @@ def _facts_table(facts: dict[str, Any]) -> rich.table.Table:
     for section, fields in facts["config"].items():
         rows[section] = "  ".join(f"{name}={value}" for name, value in fields.items())
     for name, value in rows.items():
-        table.add_row(f"[bold]{name}[/bold]", rich.text.Text(value))
+        table.add_row(rich.text.Text(name, "bold"), plain(value))
     return table
 
 
@@ -55,7 +57,7 @@ def _parameters_table(facts: dict[str, Any]) -> rich.table.Table:
     table = _table("parameters", ("shape", "dtype", "count", "bytes"), before=("name",))
     for row in rows:
         shape = "x".join(map(str, row["shape"])) or "scalar"
-        table.add_row(row["name"], shape, row["dtype"], f"{row['count']:,}", binary(row["bytes"]))
+        table.add_row(plain(row["name"]), shape, plain(row["dtype"]), f"{row['count']:,}", binary(row["bytes"]))
     table.add_section()
     table.add_row(f"all {len(rows)}, {scaled(count)}", "", "", f"{count:,}", binary(size), style="bold")
     if facts["state_bytes"]:
@@ -67,7 +69,7 @@ def _parameters_table(facts: dict[str, Any]) -> rich.table.Table:
 def _table(
     title: str, numbers: tuple[str, ...], after: tuple[str, ...] = (), before: tuple[str, ...] = ()
 ) -> rich.table.Table:
-    table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left")
+    table = rich.table.Table(title=plain(title), box=rich.box.SIMPLE_HEAD, title_justify="left")
     for names, justify in ((before, "left"), (numbers, "right"), (after, "left")):
         for name in names:
             table.add_column(name, justify=justify, no_wrap=names is not after)

@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from stagjax.data.shards import subset_label
 from stagjax.reporting.evaluation_tables import estimate_of, row_name
 from stagjax.reporting.plot_style import MARKERS, SERIES, Picture, draw_legend, name_lanes, unmarked
 from stagjax.reporting.plots import open_figure
@@ -44,7 +45,7 @@ def draw_subsets(results: Results, path: pathlib.Path) -> Picture | None:
     if not subsets:
         return None
     points = [[_share(found.get(f"{subset}/{BITS}"), 1.0) for subset in subsets] for found in estimates]
-    _lanes(subsets, results["rows"], points, "bits per byte (less is better)", path)
+    _lanes(list(map(subset_label, subsets)), results["rows"], points, "bits per byte (less is better)", path)
     return Picture(path, "The Pile by subset", f"Bits per byte of held-out documents by subset. {ERRORS}")
 
 

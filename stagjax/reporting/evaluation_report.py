@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from stagjax.files import write_json, write_result, writing
+from stagjax.printable import one_line
 from stagjax.reporting.evaluation_plots import draw_pictures
 from stagjax.reporting.evaluation_tables import estimate_of, footnotes, paper_grid, row_name, subset_grids, with_error
 from stagjax.reporting.grid import Column, Grid
@@ -69,7 +70,7 @@ def write_reports(results: dict[str, Any], output: pathlib.Path) -> None:
 
 def markdown(results: dict[str, Any]) -> str:
     """Return the table with standard errors, and its footnotes."""
-    cell = lambda text: " ".join(text.replace("|", r"\|").split())
+    cell = lambda text: one_line(" ".join(text.replace("|", r"\|").split()))
     columns = paper_grid(results).filled
     lines = [[cell(column.head) for column in columns]]
     lines.append([":--" if column.left else "--:" for column in columns])

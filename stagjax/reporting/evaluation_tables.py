@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from stagjax.data.shards import subset_label
 from stagjax.reporting.grid import MISSING, PAGE, WIDE, Column, Grid
 from stagjax.reporting.tables import scaled
 
@@ -40,7 +41,7 @@ def subset_grids(results: Results) -> list[Grid]:
             names = [name for name in cell.get("metrics", {}) if "/" in name]
             subsets = sorted({name.rpartition("/")[0] for name in names})
             kinds = [kind for kind in task["metrics"] if f"{subsets[0]}/{kind}" in names] if subsets else []
-            columns = [Column("subset", subsets, left=True, whole=True)]
+            columns = [Column("subset", list(map(subset_label, subsets)), left=True, whole=True)]
             for kind in kinds:
                 columns.append(
                     Column(

@@ -8,6 +8,9 @@ import rich.box
 import rich.table
 import rich.text
 
+from stagjax.printable import for_terminal
+from stagjax.reporting.console import plain
+
 MISSING = "-"
 # Terminals of so many columns show more; what only the page shows has no terminal that is wide enough.
 WIDE, PAGE = 110, 1_000_000
@@ -61,9 +64,9 @@ def terminal_table(grid: Grid, width: int) -> rich.table.Table:
     """Return the table of a grid for a terminal of `width` columns; only text wraps, figures stay whole."""
     columns = [column for column in grid.filled if width >= column.least]
     table = rich.table.Table(
-        title=rich.text.Text(grid.title),
+        title=plain(grid.title),
         title_justify="left",
-        caption=rich.text.Text(grid.caption) if grid.caption else None,
+        caption=plain(grid.caption) if grid.caption else None,
         caption_justify="left",
         box=rich.box.SIMPLE_HEAD,
         show_edge=False,
@@ -73,7 +76,7 @@ def terminal_table(grid: Grid, width: int) -> rich.table.Table:
     for column in columns:
         # Text, not strings: a name in square brackets would be taken for markup.
         table.add_column(
-            rich.text.Text(column.head.strip() if column.left else _broken(column.head)),
+            rich.text.Text(for_terminal(column.head.strip() if column.left else _broken(column.head))),
             justify="left" if column.left else "right",
             no_wrap=column.whole or not column.left,
             overflow="fold",
@@ -82,7 +85,7 @@ def terminal_table(grid: Grid, width: int) -> rich.table.Table:
     for number, row in enumerate(rows):
         if grid.feet and number == len(rows) - grid.feet:
             table.add_section()
-        table.add_row(*(rich.text.Text(cell) for cell in row))
+        table.add_row(*map(plain, row))
     return table
 
 

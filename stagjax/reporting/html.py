@@ -1,11 +1,12 @@
 """Pages that stand by themselves: their pictures and styles are in them, and nothing is fetched or run."""
 
 import base64
+import html
 import itertools
 import pathlib
 from collections.abc import Iterable
-from html import escape
 
+from stagjax.printable import for_terminal
 from stagjax.reporting.grid import Column, Grid
 
 # In colours that fit the pictures, on light and on dark.
@@ -55,6 +56,11 @@ def page(title: str, body: Iterable[str]) -> str:
         + "\n".join(body)
         + "\n</body>\n</html>\n"
     )
+
+
+def escape(text: str) -> str:
+    """Return text for the page: no markup, and no control characters that turn the order of what is beside it."""
+    return html.escape(for_terminal(text))
 
 
 def element(name: str, text: str, of_class: str = "") -> str:

@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from stagjax.printable import for_terminal
 from stagjax.reporting.bench_rows import Row, is_plain
 
 # Okabe and Ito's colours, which the colour-blind tell apart; their yellow is too light for lines.
@@ -41,7 +42,7 @@ def unmarked(text: str) -> str:
 
 def name_lanes(axes: Any, names: Sequence[str], axis: str) -> None:
     """Name horizontal bars, the first one on top, and their axis."""
-    axes.set_yticks(range(len(names)), [unmarked(name) for name in names])
+    axes.set_yticks(range(len(names)), [for_terminal(unmarked(name)) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel(axis)
     axes.grid(axis="x", alpha=0.25)
@@ -53,6 +54,6 @@ def name_lanes(axes: Any, names: Sequence[str], axis: str) -> None:
 
 def draw_legend(figure: Any, handles: Sequence[Any], names: Sequence[str], columns: int | None = None) -> None:
     """Draw a legend below everything."""
-    names = [unmarked(name) for name in names]
+    names = [for_terminal(unmarked(name)) for name in names]
     place = {"loc": "outside lower center", "frameon": False, "fontsize": 8.5}
     figure.legend(handles, names, ncols=columns or len(names), **place)

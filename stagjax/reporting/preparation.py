@@ -5,6 +5,7 @@ from typing import Self
 
 import rich.console
 import rich.progress
+import rich.text
 
 from stagjax.data.receipts import Receipt
 from stagjax.printable import one_line
@@ -86,4 +87,4 @@ class PreparationProgress:
             # Not through rich, which would wrap or pad lines to a width that a file does not have.
             print(text, file=self._console.file, flush=True)
         else:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(rich.text.Text(text), soft_wrap=True)

@@ -9,6 +9,9 @@ import rich.console
 import rich.progress
 import rich.table
 
+from stagjax.printable import one_line
+from stagjax.reporting.console import plain
+
 WINDOW = 20
 """Updates from which speed and time left are computed."""
 
@@ -129,10 +132,10 @@ class Progress:
 
     def _print(self, text: str) -> None:
         if self._bar:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(plain(text), soft_wrap=True)
         else:
             # Not through rich, which would wrap or pad lines to a width that a file does not have.
-            print(text, file=self._console.file, flush=True)
+            print(one_line(text), file=self._console.file, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -6,10 +6,12 @@ from typing import Any
 import rich.box
 import rich.table
 
+from stagjax.reporting.console import plain
+
 
 def costs_table(title: str, figures: dict[str, Any]) -> rich.table.Table:
     """Return the table of `stagjax info`."""
-    table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, show_header=False, title_justify="left")
+    table = rich.table.Table(title=plain(title), box=rich.box.SIMPLE_HEAD, show_header=False, title_justify="left")
     table.add_column()
     table.add_column(justify="right")
     counts = figures["parameters"]
@@ -65,7 +67,7 @@ def plan_tables(plan: dict[str, Any]) -> list[rich.table.Table]:
         f"{request['name']}: {request['program']}, batch {request['batch']}, {request['context']} tokens, on "
         f"{plan['chips']} chips of {plan['topology']} ({mesh}{idle})"
     )
-    table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, show_header=False, title_justify="left")
+    table = rich.table.Table(title=plain(title), box=rich.box.SIMPLE_HEAD, show_header=False, title_justify="left")
     table.add_column()
     table.add_column(justify="right")
     limit = plan["hbm_bytes_per_chip"]
@@ -98,7 +100,7 @@ def comparison_table(rows: Sequence[dict[str, Any]], topology: str) -> rich.tabl
         f"a decode step on {topology}, batch {rows[0]['batch']}: estimates in ms (ratios to the baseline of as many "
         "layers, on equal chips / on the chips of one slice)"
     )
-    table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left")
+    table = rich.table.Table(title=plain(title), box=rich.box.SIMPLE_HEAD, title_justify="left")
     for column in ("variant", "chips", "fits"):
         table.add_column(column, justify="left" if column == "variant" else "right", no_wrap=True)
     for name in rows[0]["estimates"]:
@@ -107,7 +109,7 @@ def comparison_table(rows: Sequence[dict[str, Any]], topology: str) -> rich.tabl
         stack, tensor = row["mesh"]["stack"], row["mesh"]["tensor"]
         chips = f"{stack}x{tensor}" if stack > 1 else str(tensor)
         cells = [_ratios(estimate) for estimate in row["estimates"].values()]
-        table.add_row(row["name"], chips, "yes" if row["plan"]["fits"] else "no", *cells)
+        table.add_row(plain(row["name"]), chips, "yes" if row["plan"]["fits"] else "no", *cells)
     return table
 
 
@@ -118,12 +120,12 @@ def training_plans_table(plans: Sequence[dict[str, Any]], topology: str) -> rich
         f"training on {topology}, {first['training_steps']:,} steps of {first['request']['batch']} x "
         f"{first['request']['context']} tokens: estimates, the compiler's, by either calibration"
     )
-    table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left")
+    table = rich.table.Table(title=plain(title), box=rich.box.SIMPLE_HEAD, title_justify="left")
     for column in ("variant", "params", "GB a chip", "step s", "MFU", "days", "chip-hours"):
         named = column == "variant"
         table.add_column(column, justify="left" if named else "right", no_wrap=not named, overflow="fold")
     for plan in plans:
-        cells = [plan["request"]["name"], scaled(plan["parameters"]), f"{1e-9 * plan['bytes_per_chip']:.2f}"]
+        cells = [plain(plan["request"]["name"]), scaled(plan["parameters"]), f"{1e-9 * plan['bytes_per_chip']:.2f}"]
         costs = [cost for cost in plan["training"] if cost["compute"] == "compiler"]
         if not costs:
             table.add_row(*cells, "does not fit")
@@ -145,7 +147,7 @@ def choices_table(rows: Sequence[tuple[str, dict[str, Any]]], topology: str) -> 
         f"what each choice buys on {topology}, batch {rows[0][1]['batch']}: estimates in ms (ratios to the baseline in "
         "the same form)"
     )
-    table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left")
+    table = rich.table.Table(title=plain(title), box=rich.box.SIMPLE_HEAD, title_justify="left")
     table.add_column("choice", no_wrap=True)
     for name in rows[0][1]["estimates"]:
         table.add_column(name, justify="right")

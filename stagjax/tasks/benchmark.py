@@ -154,10 +154,12 @@ class Benchmark:
     def aggregate(self, scores: Sequence[Score]) -> dict[str, Estimate]:
         """Return the metrics of scored documents.
 
-        Where scores name a subset, each metric is there for all documents, and as "SUBSET/METRIC" for each subset.
+        Where scores name a subset, each metric is there for all documents, and as "SUBSET/METRIC" for each subset; as
+        "/METRIC" for the documents that name none.
         """
         estimates = {metric.name: metric.aggregate(scores) for metric in self._measured(scores)}
-        for subset in sorted({score["subset"] for score in scores if score.get("subset")}):
+        subsets = {score["subset"] for score in scores if "subset" in score}
+        for subset in sorted(subsets) if subsets != {""} else ():
             part = [score for score in scores if score["subset"] == subset]
             estimates |= {f"{subset}/{metric.name}": metric.aggregate(part) for metric in self._measured(part)}
         return estimates

@@ -1,10 +1,12 @@
 """Records of official benchmark files, read field by field, so that an error names the file, its line and the field."""
 
+import codecs
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from stagjax.data.compression import Content
 from stagjax.errors import DataError
 
 Document = dict[str, Any]
@@ -140,34 +142,25 @@ def json_file(documents: Callable[[Record], Iterator[Document]]) -> Reader:
 def lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
     """Yield (number, line) of lines that are not blank; only newlines end a line, not what Unicode counts as one."""
     for number, line in enumerate(read_bytes(path).split(b"\n"), 1):
+        line = line.removeprefix(codecs.BOM_UTF8)  # Of a file that was put behind another.
         if line.strip():
             yield number, line
 
 
 def read_bytes(path: pathlib.Path) -> bytes:
-    """Return what is in a file, decompressed if its name ends in .zst; raises `DataError` where it cannot be read."""
+    """Return what is in a file, decompressed by the end of its name, without a byte order mark.
+
+    Raises:
+      DataError: it cannot be read, or not to its end.
+    """
     try:
-        content = path.read_bytes()
+        content = Content(path.name, iter([path.read_bytes()]))
+        text = b"".join(content)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    return _decompressed(content, path) if path.suffix == ".zst" else content
-
-
-def _decompressed(content: bytes, path: pathlib.Path) -> bytes:
-    import zstandard  # Here, because all but The Pile do without.
-
-    parts = []
-    try:
-        while content:
-            # The Pile was compressed with long-distance matching, beyond the default limit of the window.
-            frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-            parts.append(frame.decompress(content))
-            if not frame.eof:
-                raise DataError(f"{path}: the zstd frame is cut off; download the file again")
-            content = frame.unused_data
-    except zstandard.ZstdError as error:
-        raise DataError(f"{path}: damaged zstd ({error}); download the file again") from None
-    return b"".join(parts)
+    if content.problem and content.num_bytes:
+        raise DataError(f"{path}: {content.problem.detail}; download the file again")
+    return text.removeprefix(codecs.BOM_UTF8)
 
 
 def decoded(line: bytes, place: str) -> str:

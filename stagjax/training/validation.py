@@ -11,6 +11,7 @@ from stagjax.config import Config, MeshConfig
 from stagjax.data.corpus import Corpus, load_corpus
 from stagjax.data.loader import validation_batches
 from stagjax.data.manifest import Manifest, differences
+from stagjax.data.shards import subset_label
 from stagjax.data.vocabulary import Vocabulary
 from stagjax.errors import UserError
 from stagjax.mesh import training_mesh
@@ -19,18 +20,17 @@ from stagjax.training.placing import gathered, own_rows, placed
 from stagjax.training.step import validation_program
 
 _SUMS = ("nats", "tokens", "bytes")
-UNNAMED = "unnamed"  # Documents of a corpus with subsets that belong to none.
 
 
 class SubsetSums:
     """Adds up what the validation step returns for each row, by the row's subset.
 
     Args:
-      subsets: their names, by index.
+      subsets: their names, by index; "", which no name is, stands for documents of none.
     """
 
     def __init__(self, subsets: Sequence[str]):
-        self._subsets = [name or UNNAMED for name in subsets]
+        self._subsets = list(subsets)
         self._sums = {name: np.zeros(len(subsets)) for name in _SUMS}
 
     def add(self, sums: Mapping[str, np.ndarray], subsets_B: np.ndarray) -> None:
@@ -56,7 +56,10 @@ class SubsetSums:
         return {name: _figures(*sums) for name, *sums in columns if sums[1]}
 
     def metrics(self) -> dict[str, float]:
-        """Return all of it by the names under which it is logged, e.g. "validation/Github/loss"."""
+        """Return all of it by the names under which it is logged, e.g. "validation/Github/loss".
+
+        Those of documents without a subset are "validation//loss" and so on.
+        """
         named = {f"validation/{name}": value for name, value in self.total().items()}
         for subset, figures in self.by_subset().items():
             named |= {f"validation/{subset}/{name}": value for name, value in figures.items()}
@@ -65,9 +68,9 @@ class SubsetSums:
     def lines(self, step: int) -> list[str]:
         """Return lines that tell a person: of all rows, then of each subset."""
         lines = [f"step {step}: validation {_text(self.total())}"]
-        subsets = self.by_subset()
-        width = max(map(len, subsets), default=0)
-        return lines + [f"  {name:{width}}  {_text(figures)}" for name, figures in subsets.items()]
+        subsets = [(subset_label(name), figures) for name, figures in self.by_subset().items()]
+        width = max((len(label) for label, _ in subsets), default=0)
+        return lines + [f"  {label:{width}}  {_text(figures)}" for label, figures in subsets]
 
 
 class Validator:

@@ -9,6 +9,7 @@ import pytest
 
 import stagjax
 from stagjax.cli import COMMANDS, main
+from stagjax.cli.generate import _read_prompts
 from stagjax.errors import UserError
 
 RUN = "--config=experiments/stdlib.py:shared_2x3,runlocal"
@@ -132,6 +133,29 @@ def test_prompts_from_a_file_are_one_batch(workdir, tmp_path, capsys):
     lines.write_text('{"prompt": 5}\n')
     assert main(["generate", f"--workdir={workdir}", f"--prompts-file={lines}"]) == 2
     assert "prompts.jsonl:1" in last_line(capsys)
+
+
+def test_lines_of_a_prompts_file_end_in_newlines_alone(tmp_path):
+    plain, lines = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
+    wanted = ["a\x0cb", "c\u2028d\x85", " e"]
+    plain.write_bytes("\ufeffa\x0cb\r\n\n  \nc\u2028d\x85\n e".encode())
+    assert _read_prompts(plain) == wanted
+    records = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in wanted]
+    lines.write_bytes("\ufeff{}\n\n{}\r\n{}\n\n".format(*records).encode())
+    assert _read_prompts(lines) == wanted
+    lines.write_text('\n{"prompt": "a"}\n\n{"text": "b"}\n')
+    with pytest.raises(UserError, match="prompts.jsonl:4 is not"):
+        _read_prompts(lines)
+
+
+def test_a_terminal_is_shown_no_control_characters(workdir, capsys, monkeypatch):
+    argv = ["generate", f"--workdir={workdir}", "--prompt=\x1b[31md\te\nf\u202e", "--max-new-tokens=1"]
+    assert main(argv) == 0
+    assert capsys.readouterr().out.startswith("\x1b[31md\te\nf\u202e")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert main([*argv, "--prompt=\x07"]) == 0
+    out = capsys.readouterr().out
+    assert "\n\\x1b[31md\te\nf\\u202e" in out and "\n\\x07" in out and "\x1b" not in out
 
 
 def test_a_vocabulary_that_was_trained_with_is_kept_with_the_run(tmp_path, capsys):

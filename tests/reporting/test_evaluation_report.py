@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+import rich.console
 
 from stagjax.reporting import evaluation_plots
 from stagjax.reporting.evaluation_report import comma_separated, markdown, write_reports
@@ -104,6 +105,20 @@ def results():
     tasks = [task("cb"), task("copa"), task("pile", "bits_per_byte", None)]
     machine = {"device": "Abacus", "date": "2030-01-02"}
     return {"tasks": tasks, "averaged": ["copa"], "rows": rows, "notes": ["a note"], "machine": machine}
+
+
+def test_names_cannot_forge_lines_or_markup(results):
+    results["rows"][0]["name"] = "wide[red]\n| forged |\x1b[2J\u202e $x$"
+    pile = results["rows"][0]["cells"]["pile"]["metrics"]
+    pile |= {f"{name}/bits_per_byte": {"value": 9.0, "stderr": 0.1} for name in ("", "x\n\x1b[1m", "[bold]:smile:")}
+    out = io.StringIO()
+    console = rich.console.Console(file=out, width=200)
+    for grid in (*subset_grids(results)[:1], *paper_grids(results, 200)):
+        console.print(terminal_table(grid, 200))
+    for text in (out.getvalue(), markdown(results)):
+        assert "\x1b" not in text and "\u202e" not in text and "\n| forged" not in text and "wide[red]" in text
+    for name in ("(no subset)", "x\\n\\x1b[1m", "[bold]:smile:", "A|B"):
+        assert name in out.getvalue()
 
 
 def test_missing_figures_are_dashes_and_zero_is_a_figure(results):

@@ -1,16 +1,18 @@
 """Files of benchmarks: which are read, what is said of them, and what a new benchmark takes."""
 
+import gzip
 import hashlib
 import json
 
 import pytest
+import zstandard
 
 from stagjax.errors import DataError, UserError
 from stagjax.tasks import catalog
-from stagjax.tasks.benchmark import Benchmark, Split, load
+from stagjax.tasks.benchmark import Benchmark, Split, find, load
 from stagjax.tasks.inventory import inventory
 from stagjax.tasks.multiple_choice import ACC, MultipleChoice
-from stagjax.tasks.records import json_lines
+from stagjax.tasks.records import json_lines, read_bytes
 from stagjax.tasks.requests import Loglikelihood, LoglikelihoodRequest
 from tests.tasks import official_files
 
@@ -199,6 +201,32 @@ def test_a_compressed_file_that_is_cut_off_or_damaged_is_refused(directory):
     path.write_bytes(b"no zstd" + content)
     with pytest.raises(DataError, match="val.jsonl.zst: damaged zstd"):
         load(catalog.get("pile"), directory)
+
+
+@pytest.mark.parametrize("name", ["lambada_openai", "lambada_standard", "hellaswag", "squadv2", "pile", "winogrande"])
+def test_a_byte_order_mark_is_none_of_a_text(directory, name):
+    wanted = load(catalog.get(name), directory).documents
+    path = find(catalog.get(name), catalog.get(name).evaluated, directory)
+    mark = "\ufeff".encode()
+    content = read_bytes(path)
+    path.write_bytes(zstandard.compress(mark + content) if path.suffix == ".zst" else mark + content)
+    assert load(catalog.get(name), directory).documents == wanted
+
+
+def test_the_pile_is_read_as_its_shards_are(directory):
+    wanted = load(catalog.get("pile"), directory).documents
+    path = directory / "pile/val.jsonl.zst"
+    records = [json.loads(line) for line in read_bytes(path).split(b"\n") if line]
+    path.unlink()
+    as_text = [record | {"meta": json.dumps(record["meta"])} for record in records]
+    content = "".join(json.dumps(record) + "\r\n" for record in as_text).encode()
+    path.with_suffix(".gz").write_bytes(gzip.compress(content))
+    assert load(catalog.get("pile"), directory).documents == wanted
+    path.with_suffix(".gz").write_bytes(gzip.compress(content)[:-9])
+    with pytest.raises(DataError, match="val.jsonl.gz: the gzip member is cut off; download the file again"):
+        load(catalog.get("pile"), directory)
+    path.with_suffix(".gz").write_bytes(gzip.compress(b'{"text": "a", "meta": {"pile_set_name": 5}}'))
+    assert [document["subset"] for document in load(catalog.get("pile"), directory).documents] == [""]
 
 
 def test_the_inventory_goes_on_past_what_is_missing(directory):

@@ -151,3 +151,14 @@ def test_the_pile_is_measured_by_subset(directory):
     assert values["Books/bits_per_byte"] == pytest.approx(12 / math.log(2) / 19)
     assert values["Code/byte_perplexity"] == pytest.approx(math.exp(3 / 5))
     assert estimates["Code/byte_perplexity"].stderr is None
+
+
+def test_documents_of_the_pile_that_name_no_subset_are_one_of_their_own():
+    benchmark = catalog.get("pile")
+    score = lambda subset, logprob: benchmark.score(
+        {"text": "abcd", "subset": subset}, [Loglikelihood(logprob, None, 4)]
+    )
+    scores = [score("", -4.0), score("unnamed", -8.0)]
+    values = {name: estimate.value for name, estimate in benchmark.aggregate(scores).items()}
+    assert (values["/nats_per_token"], values["unnamed/nats_per_token"], values["nats_per_token"]) == (1.0, 2.0, 1.5)
+    assert not [name for name in benchmark.aggregate(scores[:1]) if "/" in name]

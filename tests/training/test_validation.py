@@ -25,13 +25,23 @@ def test_sums_are_added_by_subset():
         sums.add({name: np.array(values, np.float32) for name, values in batch.items()}, np.array([1, 1, 0, 0]))
     assert sums.total() == {"loss": 14 / 22, "bits_per_byte": pytest.approx(14 / math.log(2) / 30)}
     assert sums.by_subset() == {
-        "unnamed": {"loss": 0.5, "bits_per_byte": pytest.approx(8 / math.log(2) / 14)},
+        "": {"loss": 0.5, "bits_per_byte": pytest.approx(8 / math.log(2) / 14)},
         "a": {"loss": 1.0, "bits_per_byte": pytest.approx(6 / math.log(2) / 16)},
     }
     assert set(sums.metrics()) == {
-        f"validation/{name}" for part in ("", "unnamed/", "a/") for name in (f"{part}loss", f"{part}bits_per_byte")
+        f"validation/{name}" for part in ("", "/", "a/") for name in (f"{part}loss", f"{part}bits_per_byte")
     }
     assert sums.lines(7)[0].startswith("step 7: validation loss 0.6364, ") and len(sums.lines(7)) == 3
+
+
+def test_documents_without_a_subset_share_no_name_with_any_other():
+    sums = SubsetSums(("", "(no subset)", "a\n\x1b[2J", "unnamed"))
+    each = {name: np.arange(1.0, 5.0) for name in ("tokens", "bytes")} | {"nats": np.array([1.0, 4.0, 9.0, 16.0])}
+    sums.add(each, np.arange(4))
+    assert [figures["loss"] for figures in sums.by_subset().values()] == [1.0, 2.0, 3.0, 4.0]
+    assert len(sums.metrics()) == 2 + 8 and sums.metrics()["validation//loss"] == 1.0
+    names = [line[2:].partition("  ")[0].rstrip() for line in sums.lines(1)[1:]]
+    assert names == ["(no subset)", "'(no subset)'", "a\\n\\x1b[2J", "unnamed"]
 
 
 def test_without_subsets_there_is_one_line():

@@ -5,10 +5,15 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from stagjax.data.shards import subset_of
+from stagjax.data.sources import JSONL_SUFFIXES
 from stagjax.tasks.benchmark import Benchmark, Split
 from stagjax.tasks.records import Document, Record, json_lines
 from stagjax.tasks.requests import Loglikelihood, RollingRequest
 from stagjax.tasks.statistics import Metric, Scores, count_words, negated, ratio, ratio_perplexity
+
+# As it was published first.
+_SUFFIXES = (".jsonl.zst", *(suffix for suffix in JSONL_SUFFIXES if suffix != ".jsonl.zst"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +47,7 @@ class Rolling:
 
 
 def _document(record: Record) -> Document:
-    meta = record.record("meta") if record.has("meta") else None
-    subset = meta.text("pile_set_name") if meta and meta.has("pile_set_name") else ""
-    return {"text": record.text("text"), "subset": subset}
+    return {"text": record.text("text"), "subset": subset_of(record.value.get("meta"))}
 
 
 def _sums(scores: Scores, count: str) -> tuple[list[float], list[float]]:
@@ -58,7 +61,7 @@ def _benchmark(name: str, split: str, file: str) -> Benchmark:
     return Benchmark(
         name=name,
         directory="pile",
-        evaluated=Split(split, (f"{file}.jsonl.zst", f"{file}.jsonl"), json_lines(_document)),
+        evaluated=Split(split, tuple(f"{file}{suffix}" for suffix in _SUFFIXES), json_lines(_document)),
         pool=(),
         form=Rolling(),
         metrics=(

@@ -280,6 +280,14 @@ def _timed(task: Any, answer: Callable[[list], list]) -> dict[str, Any]:
 
 def _metrics(task: Any, answers: list[tuple[float, bool]]) -> dict[str, float]:
     """Return the aggregates that the harness computes of answers."""
+    from harness_model import is_new
+
+    if is_new():  # answers go into the requests
+        for request, answer in zip(task.instances, answers, strict=True):
+            request.resps = [answer]
+        task.process_instances()
+        found, _ = task.aggregate(bootstrap_iters=0)
+        return {name: float(value) for name, value in found.items() if "stderr" not in name}
     of_document: dict[int, list] = {}
     documents = {}
     for request, answer in zip(task.instances, answers, strict=True):
@@ -294,21 +302,32 @@ def _metrics(task: Any, answers: list[tuple[float, bool]]) -> dict[str, float]:
 
 def _other(name: str, tasks: dict[str, Any], answer: Answer) -> dict[str, Any]:
     """Return documents' rolling log-likelihoods, or greedy generations up to a line's end."""
-    from lm_eval.api.instance import Instance
+    from harness_model import is_new
 
     texts = [request.args[0] + request.args[1] for request in tasks["lambada_openai"].instances]
     if name == "rolling":
         # Long enough for several windows of the model's length.
         documents = [" ".join(texts[:8]), " ".join(texts[-12:]), texts[0], texts[-1]]
-        requests = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in documents]
-        return {"numbers": answer("loglikelihood_rolling", 1)(requests), "others": []}
+        # 0.5 puts an empty context before a document.
+        before = ("",) if is_new() else ()
+        requests = [_instance("loglikelihood_rolling", n, (*before, text)) for n, text in enumerate(documents)]
+        found = answer("loglikelihood_rolling", 1)(requests)
+        return {"numbers": [number for number, _ in found] if is_new() else found, "others": []}
     options = {"until": ["\n\n"], "max_gen_toks": 24, "do_sample": False}
-    requests = [Instance("generate_until", {}, (text, dict(options)), n) for n, text in enumerate(texts[:6])]
+    requests = [_instance("generate_until", n, (text, dict(options))) for n, text in enumerate(texts[:6])]
     return {"numbers": [], "others": answer("generate_until", 2)(requests)}
+
+
+def _instance(kind: str, number: int, arguments: tuple) -> Any:
+    """Return one of the harness's requests; its 0.5 wants names of task and document, which 0.4 takes as well."""
+    from lm_eval.api.instance import Instance
+
+    return Instance(request_type=kind, doc={}, arguments=arguments, idx=number, task_name="other", doc_id=number)
 
 
 def _task(name: str, args: argparse.Namespace) -> Any:
     """Return the harness's own task, on a file instead of a hub, with its requests built."""
+    from harness_model import is_new
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks.hellaswag.utils import process_docs
 
@@ -332,9 +351,9 @@ def _task(name: str, args: argparse.Namespace) -> Any:
         },
     }[name]
     files = {"data_files": {"test": str((args.data / FILES[name]).resolve())}}
-    task = ConfigurableTask(
-        config={"task": name, "dataset_path": "json", "dataset_kwargs": files, "test_split": "test"} | of_task
-    )
+    config = {"task": name, "dataset_path": "json", "dataset_kwargs": files, "test_split": "test"} | of_task
+    # 0.5 has a class for each kind of request.
+    task = ConfigurableTask.from_config(config) if is_new() else ConfigurableTask(config=config)
     task.build_all_requests(limit=args.documents, rank=0, world_size=1)
     return task
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
+from lm_eval.api.task import ConfigurableTask
 
 from stagjax.evaluation.scoring import Scorer, Settings
 from stagjax.library import LanguageModel
@@ -31,15 +32,20 @@ class StagjaxLM(LM):
         answers = self.scorer.answer([LoglikelihoodRequest(*request.args) for request in requests])
         return [(answer.logprob, answer.is_greedy) for answer in answers]
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Return the logprob of each document, without its end, which the harness does not know."""
-        answers = self.scorer.answer([RollingRequest(request.args[0], with_end=False) for request in requests])
-        return [answer.logprob for answer in answers]
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Any]:
+        """Return the logprob of each document, without its end, which the harness does not know; with a flag in 0.5."""
+        answers = self.scorer.answer([RollingRequest(request.args[-1], with_end=False) for request in requests])
+        return [(answer.logprob, False) if is_new() else answer.logprob for answer in answers]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return one answer to each prompt, cut before its stop strings."""
         answers = self.scorer.answer([_generation(*request.args) for request in requests])
         return [answer.texts[0] for answer in answers]
+
+
+def is_new() -> bool:
+    """Return whether the harness is 0.5 (tried: its 0.5.0.dev1), which makes tasks, requests and metrics otherwise."""
+    return hasattr(ConfigurableTask, "from_config")
 
 
 def _generation(context: str, options: dict[str, Any]) -> GenerationRequest:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -37,19 +37,27 @@ example
   python benchmarks/peers.py --skip-training --repeats=20 --json=peers.json
 """
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 259,
-    "model_dim": 256,
-    "num_heads": 4,
-    "num_kv_heads": 4,
-    "head_dim": 64,
-    "ff_dim": 1024,
-}
-SHAPE |= {"layers_per_stack": 6, "max_length": 512}
-# The model of the same depth in two stacks: no peer decodes it, so it is compared with the baseline.
-TWO_STACKS = {**SHAPE, "layers_per_stack": 3, "num_stacks": 2}
-PROMPT, NEW_TOKENS = 32, 223
-BATCH, LENGTH = 8, 512
+
+class Sizes(NamedTuple):
+    """Of the model, and of what is timed."""
+
+    layers: int
+    width: int
+    prompt: int
+    new_tokens: int
+    batch: int
+    length: int
+
+    def shape(self, stacks: int = 1) -> dict[str, Any]:
+        """Return the model's fields, the layers dealt to `stacks`."""
+        heads = self.width // 64
+        shape = {"vocab_size": 259, "model_dim": self.width, "num_heads": heads, "num_kv_heads": heads, "head_dim": 64}
+        shape |= {"ff_dim": 4 * self.width, "layers_per_stack": self.layers // stacks, "max_length": self.length}
+        return shape | {"num_stacks": stacks}
+
+
+PUBLISHED = Sizes(layers=6, width=256, prompt=32, new_tokens=223, batch=8, length=512)
+TINY = Sizes(layers=2, width=64, prompt=4, new_tokens=8, batch=1, length=32)
 LIMITS = """\
 What limits stagjax: decoding reads all weights (25 MB) for every token, in matrix-vector products that XLA runs on one
 core. Training: matrix products are over half of the work, the rest is passes over activations and attention scores."""
@@ -67,6 +75,7 @@ def main() -> int:
     parser.add_argument("--train-repeats", type=int, default=5, help="turns of each side in training (default 5)")
     parser.add_argument("--threads", type=int, default=2, help="cores for each side (default 2)")
     parser.add_argument("--skip-training", action="store_true", help="time decoding only (well under a minute)")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model: to see that it runs, not how fast")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write every figure and sample to FILE")
     parser.add_argument("--side", choices=("stagjax", "peer"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -74,7 +83,7 @@ def main() -> int:
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')}={getattr(args, name)} must be at least 1")
     if args.side:
-        serve(args.side, args.threads)
+        serve(args.side, args.threads, TINY if args.tiny else PUBLISHED)
         return 0
     if any(importlib.util.find_spec(name) is None for name in PACKAGES["peer"]):
         print("peers: transformers and torch are not installed: pip install .[benchmarks]", file=sys.stderr)
@@ -95,7 +104,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     tasks = {"decode": ("stagjax", "peer"), "decode_two_stacks": ("stagjax",), "train": ("stagjax", "peer")}
     if args.skip_training:
         del tasks["train"]
-    sides = {name: _start(name, args.threads) for name in PACKAGES}
+    sides = {name: _start(name, args) for name in PACKAGES}
     samples: dict[str, dict[str, list[float]]] = {task: {side: [] for side in tasks[task]} for task in tasks}
     try:
         # The two decoding tasks take turns with each other too: they are compared.
@@ -108,7 +117,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         for process in sides.values():
             process.kill()
             process.wait()
-    return {"samples": samples, "environment": environment(args.threads)}
+    sizes = (TINY if args.tiny else PUBLISHED)._asdict()
+    return {"samples": samples, "sizes": sizes, "environment": environment(args.threads)}
 
 
 def environment(threads: int) -> dict[str, Any]:
@@ -135,7 +145,7 @@ def report(results: dict[str, Any]) -> None:
     table = rich.table.Table(title="stagjax beside Hugging Face transformers, CPU, float32", box=rich.box.SIMPLE_HEAD)
     for title in ("", "stagjax", "transformers", "ratio", "spread (ours / theirs)"):
         table.add_column(title, justify="right" if title else "left", no_wrap=not title)
-    samples = results["samples"]
+    samples, sizes = results["samples"], Sizes(**results["sizes"])
     middle = {task: {side: statistics.median(taken[side]) for side in taken} for task, taken in samples.items()}
 
     def row(title: str, task: str, write: Callable[[float], str]) -> None:
@@ -143,12 +153,12 @@ def report(results: dict[str, Any]) -> None:
         spreads = f"{_spread(samples[task]['stagjax'])} / {_spread(samples[task]['peer'])}"
         table.add_row(title, write(ours), write(theirs), f"{theirs / ours:.2f}", spreads)
 
-    row("decode, ms/token", "decode", lambda seconds: f"{seconds / NEW_TOKENS * 1e3:.2f}")
+    row("decode, ms/token", "decode", lambda seconds: f"{seconds / sizes.new_tokens * 1e3:.2f}")
     two, one = middle["decode_two_stacks"]["stagjax"], middle["decode"]["stagjax"]
-    spread, per_token = _spread(samples["decode_two_stacks"]["stagjax"]), f"{two / NEW_TOKENS * 1e3:.2f}"
-    table.add_row("  2 stacks of 3 layers", per_token, "", f"({one / two:.2f} of baseline)", spread)
+    spread, per_token = _spread(samples["decode_two_stacks"]["stagjax"]), f"{two / sizes.new_tokens * 1e3:.2f}"
+    table.add_row(f"  2 stacks of {sizes.layers // 2} layers", per_token, "", f"({one / two:.2f} of baseline)", spread)
     if "train" in samples:
-        row("train, tokens/s", "train", lambda seconds: f"{BATCH * LENGTH / seconds:,.0f}")
+        row("train, tokens/s", "train", lambda seconds: f"{sizes.batch * sizes.length / seconds:,.0f}")
     where = results["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     console = rich.console.Console()
@@ -161,10 +171,10 @@ def report(results: dict[str, Any]) -> None:
         console.print("Other programs were running: PyTorch's threads wait for each other and suffer most.")
 
 
-def serve(side: str, threads: int) -> None:
+def serve(side: str, threads: int, sizes: Sizes) -> None:
     """Bind this process to `threads` cores, then run the tasks named on stdin, printing the seconds of each."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    prepare = {"stagjax": _stagjax_tasks, "peer": _peer_tasks}[side](threads)
+    prepare = {"stagjax": _stagjax_tasks, "peer": _peer_tasks}[side](threads, sizes)
     ready: dict[str, Callable[[], None]] = {}
     for line in sys.stdin:
         task = line.strip()
@@ -177,7 +187,7 @@ def serve(side: str, threads: int) -> None:
         print(time.perf_counter() - started, flush=True)
 
 
-def _stagjax_tasks(threads: int) -> dict[str, Callable[[], Callable[[], None]]]:
+def _stagjax_tasks(threads: int, sizes: Sizes) -> dict[str, Callable[[], Callable[[], None]]]:
     """Return what prepares each task; XLA takes its threads from the process's cores."""
     sys.path.insert(0, str(ROOT))
     from stagjax.host_memory import keep_host_memory
@@ -191,29 +201,32 @@ def _stagjax_tasks(threads: int) -> dict[str, Callable[[], Callable[[], None]]]:
     from stagjax.decoding.placement import make_placement
     from stagjax.decoding.sampling import Sampling
     from stagjax.model.stagformer import init_params
-    from stagjax.training.state import init_state
+    from stagjax.training.state import create_state
     from stagjax.training.step import make_train_step
 
-    def decode(shape: dict[str, Any]) -> Callable[[], None]:
-        config = ModelConfig(**shape)
+    def decode(stacks: int) -> Callable[[], None]:
+        config = ModelConfig(**sizes.shape(stacks))
         decoder = Decoder(make_placement(config), init_params(config, jax.random.key(0)))
-        prompt_BT, keys_B = np.arange(3, 3 + PROMPT, dtype=np.int32)[None], jax.random.split(jax.random.key(0), 1)
+        prompt_BT, keys_B = np.arange(3, 3 + sizes.prompt, dtype=np.int32)[None], jax.random.split(jax.random.key(0), 1)
 
         def run() -> None:
-            chunks = decoder.chunks(prompt_BT, np.zeros(1, np.int32), NEW_TOKENS, Sampling(), keys_B, stop_id=None)
-            assert sum(len(chunk.tokens_nB) for chunk in chunks) == NEW_TOKENS
+            chunks = decoder.chunks(
+                prompt_BT, np.zeros(1, np.int32), sizes.new_tokens, Sampling(), keys_B, stop_id=None
+            )
+            assert sum(len(chunk.tokens_nB) for chunk in chunks) == sizes.new_tokens
 
         return run
 
     def train() -> Callable[[], None]:
-        config = Config(ModelConfig(**SHAPE), DataConfig(row_length=LENGTH), TrainingConfig(scan_layers=False))
-        state = init_state(config)
+        model, data = ModelConfig(**sizes.shape()), DataConfig(row_length=sizes.length)
+        config = Config(model, data, TrainingConfig(scan_layers=False))
+        state = create_state(config)
         step = jax.jit(make_train_step(config), donate_argnums=0)
-        tokens_BT = np.random.default_rng(0).integers(3, SHAPE["vocab_size"], (BATCH, LENGTH), np.int32)
+        tokens_BT = np.random.default_rng(0).integers(3, model.vocab_size, (sizes.batch, sizes.length), np.int32)
         batch = {"inputs": tokens_BT, "targets": np.roll(tokens_BT, -1, axis=1), "segment_ids": np.ones_like(tokens_BT)}
-        batch["positions"] = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), tokens_BT.shape)
+        batch["positions"] = np.broadcast_to(np.arange(sizes.length, dtype=np.int32), tokens_BT.shape)
         batch["loss_weights"] = np.ones(tokens_BT.shape, np.float32)
-        byte_lengths_V = np.ones(SHAPE["vocab_size"], np.float32)
+        byte_lengths_V = np.ones(model.vocab_size, np.float32)
 
         def run() -> None:
             nonlocal state
@@ -222,27 +235,28 @@ def _stagjax_tasks(threads: int) -> dict[str, Callable[[], Callable[[], None]]]:
 
         return run
 
-    return {"decode": lambda: decode(SHAPE), "decode_two_stacks": lambda: decode(TWO_STACKS), "train": train}
+    return {"decode": lambda: decode(1), "decode_two_stacks": lambda: decode(2), "train": train}
 
 
-def _peer_tasks(threads: int) -> dict[str, Callable[[], Callable[[], None]]]:
+def _peer_tasks(threads: int, sizes: Sizes) -> dict[str, Callable[[], Callable[[], None]]]:
     """Return what prepares each task."""
     import torch
     import transformers
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
+    shape = sizes.shape()
     model = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
-            vocab_size=SHAPE["vocab_size"],
-            hidden_size=SHAPE["model_dim"],
-            intermediate_size=SHAPE["ff_dim"],
-            num_hidden_layers=SHAPE["layers_per_stack"],
-            num_attention_heads=SHAPE["num_heads"],
-            num_key_value_heads=SHAPE["num_kv_heads"],
+            vocab_size=shape["vocab_size"],
+            hidden_size=shape["model_dim"],
+            intermediate_size=shape["ff_dim"],
+            num_hidden_layers=shape["layers_per_stack"],
+            num_attention_heads=shape["num_heads"],
+            num_key_value_heads=shape["num_kv_heads"],
             hidden_act="gelu_pytorch_tanh",
             tie_word_embeddings=True,
-            max_position_embeddings=SHAPE["max_length"],
+            max_position_embeddings=shape["max_length"],
             attn_implementation="sdpa",
             eos_token_id=None,
             pad_token_id=0,
@@ -251,19 +265,19 @@ def _peer_tasks(threads: int) -> dict[str, Callable[[], Callable[[], None]]]:
 
     def decode() -> Callable[[], None]:
         model.eval()
-        prompt, mask = torch.arange(3, 3 + PROMPT)[None], torch.ones((1, PROMPT), dtype=torch.long)
+        prompt, mask = torch.arange(3, 3 + sizes.prompt)[None], torch.ones((1, sizes.prompt), dtype=torch.long)
 
         def run() -> None:
             with torch.inference_mode():
-                ids = model.generate(prompt, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False)
-            assert ids.shape[1] == PROMPT + NEW_TOKENS
+                ids = model.generate(prompt, attention_mask=mask, max_new_tokens=sizes.new_tokens, do_sample=False)
+            assert ids.shape[1] == sizes.prompt + sizes.new_tokens
 
         return run
 
     def train() -> Callable[[], None]:
         model.train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-        tokens = torch.randint(3, SHAPE["vocab_size"], (BATCH, LENGTH))
+        tokens = torch.randint(3, shape["vocab_size"], (sizes.batch, sizes.length))
         targets = torch.roll(tokens, -1, dims=1)
 
         def run() -> None:
@@ -280,8 +294,8 @@ def _peer_tasks(threads: int) -> dict[str, Callable[[], Callable[[], None]]]:
     return {"decode": decode, "train": train}
 
 
-def _start(side: str, threads: int) -> subprocess.Popen:
-    command = [sys.executable, __file__, f"--side={side}", f"--threads={threads}"]
+def _start(side: str, args: argparse.Namespace) -> subprocess.Popen:
+    command = [sys.executable, __file__, f"--side={side}", f"--threads={args.threads}", *(["--tiny"] * args.tiny)]
     variables = {**os.environ, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 

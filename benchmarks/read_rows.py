@@ -1,4 +1,4 @@
-"""How fast prepared rows are read, in random order, by one core: python benchmarks/read_rows.py DIR [BATCH]"""
+"""How fast prepared rows are read, in any order, by one core: python benchmarks/read_rows.py DIR [BATCH [SECONDS]]"""
 
 import sys
 import time
@@ -6,10 +6,8 @@ import time
 from stagjax.data.loader import RowLoader
 from stagjax.data.prepared import open_prepared
 
-SECONDS = 3.0
 
-
-def main(path: str, batch: int) -> None:
+def main(path: str, batch: int = 128, seconds: float = 3.0) -> None:
     """Print tokens a second of selecting rows, and of whole batches: selected, and expanded to what a model reads."""
     rows = open_prepared(path).rows("train")
     loader = RowLoader(rows, batch, seed=0)
@@ -19,7 +17,7 @@ def main(path: str, batch: int) -> None:
     ):
         work(0)
         steps, wall, processor = 0, time.perf_counter(), time.process_time()
-        while time.perf_counter() - wall < SECONDS:
+        while not steps or time.perf_counter() - wall < seconds:
             steps += 1
             work(steps)
         tokens = steps * batch * rows.row_length / 1e6
@@ -28,4 +26,4 @@ def main(path: str, batch: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 128)
+    main(sys.argv[1], *map(int, sys.argv[2:3]), *map(float, sys.argv[3:]))

@@ -47,13 +47,9 @@ class Verdict(NamedTuple):
 
 def init_guard() -> GuardState:
     """Return the state of a guard that has seen nothing."""
-    zero = jnp.zeros((), jnp.int32)
-    return {
-        "recent": jnp.zeros((2, WINDOW), jnp.float32),
-        "good": zero,
-        "skipped": zero,
-        "skipped_in_a_row": zero,
-    }
+    # A buffer for each: a state that was made without jit is donated, too.
+    counts = {name: jnp.zeros((), jnp.int32) for name in ("good", "skipped", "skipped_in_a_row")}
+    return {"recent": jnp.zeros((2, WINDOW), jnp.float32), **counts}
 
 
 def judge(

@@ -7,6 +7,8 @@ import os
 FLAGS = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from tests.loopback import left_loopback, pytest_unconfigure  # noqa: E402, F401
+
 # This process has eight devices, for whatever is placed on a mesh, and threads enough for their collectives (see
 # `stagjax.distributed`); the processes that tests start have one.
 os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_force_host_platform_device_count=8"

@@ -247,7 +247,7 @@ def test_reasons_are_words():
 def command(cloud, *words):
     done = subprocess.run(
         [sys.executable, "-m", "stagjax", *words],
-        env=os.environ | cloud.environment() | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | cloud.environment(),
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -52,7 +52,7 @@ def launch(tmp_path, program, *flags, processes=2):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )
 
 
@@ -199,7 +199,6 @@ def run_line(tmp_path, *line):
         capture_output=True,
         text=True,
         timeout=60,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
 
 

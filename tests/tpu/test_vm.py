@@ -36,7 +36,6 @@ class Cloud:
         self.environment = os.environ | {
             "CLOUD": str(path),
             "PATH": f"{programs}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
         }
         self.logs = path / "logs"

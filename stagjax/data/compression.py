@@ -96,7 +96,7 @@ class Content:
                 yield text
                 if frame.is_whole:
                     self.num_frames += frame.has_content
-                    self.num_unchecked += frame.has_content and not frame.has_checksum
+                    self.num_unchecked += not frame.has_checksum
                     frame = None
         if frame is not None:
             self._cut(frame, before)

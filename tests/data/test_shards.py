@@ -133,6 +133,13 @@ def test_a_cut_file_counts_whole_unless_it_says_how_long_it_was(coding, kept):
             assert (reader.content.lost_share, reader.content.size) == (1, None)
 
 
+def test_a_cut_frame_behind_others_loses_its_own_content():
+    frames = [compress(lines(TEXTS[:40])), compress(lines(TEXTS[40:]))]
+    reader, found, _ = read(b"".join(frames)[:-10])
+    assert found == TEXTS[:40] and reader.content.size == len(lines(TEXTS))
+    assert reader.content.lost_share == pytest.approx(len(lines(TEXTS[40:])) / len(lines(TEXTS)))
+
+
 def unsized(text):
     compressor = zstandard.ZstdCompressor(write_checksum=True).compressobj()
     return compressor.compress(text) + compressor.flush()

@@ -31,7 +31,7 @@ _MODES = {
 }
 _ROOT = str(pathlib.Path(__file__).parent.parent.parent)
 _CHILD = f"import sys; sys.path.insert(0, {_ROOT!r}); from stagjax.evaluation import sandbox_child; sys.path.pop(0); "
-_GRACE = 30.0
+_GRACE = 120.0
 """Seconds beyond a program's wall time after which its server counts as dead."""
 
 # A program that is where it should be: nobody's files, nobody's network, nobody's processes.
@@ -52,18 +52,19 @@ class Limits:
     """What one program may use.
 
     Attributes:
-      wall_seconds: time from its start.
+      wall_seconds: time from its start, for what sleeps or waits: so much more than `cpu_seconds` that what computes
+        runs into that limit first, although others use the processor, too.
       cpu_seconds: whole seconds of CPU time of each of its processes; three is what the Hugging Face `code_eval` metric
         allows, in wall time, which on a busy machine is another limit every time.
       memory_bytes: address space of each of its processes.
       processes: at the same time, threads included.
       file_bytes: size of each file.
-      disk_bytes: size of all its files.
+      disk_bytes: size of all its files; where they are on disk (mode "uid"), all that it ever writes to files.
       open_files: descriptors of each process.
       output_bytes: printed.
     """
 
-    wall_seconds: float = 10.0
+    wall_seconds: float = 30.0
     cpu_seconds: int = 3
     memory_bytes: int = 512 << 20
     processes: int = 8

@@ -22,17 +22,14 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
+from stagjax.evaluation import sandbox_filter, sandbox_program
 from stagjax.evaluation import sandbox_jail as jails
 from stagjax.evaluation import sandbox_kernel as kernel
-from stagjax.evaluation import sandbox_program
 
 _REPORT_BYTES = 65536
 _KEPT_OUTPUT = 10_000
 _ENTRIES = 1024
 """Files and directories that a program may have."""
-
-_LOOK_AT_DISK = 0.05
-"""Seconds between two looks at what a program has written, where no file system of its own bounds it."""
 
 
 class User(NamedTuple):
@@ -105,18 +102,22 @@ class _Server:
         with contextlib.ExitStack() as stack:
             if self._separate:
                 stack.enter_context(self._directory())
-            readers, writers = zip(*(os.pipe() for _ in range(3)), strict=True)
-            for reader in readers:
+            report, theirs = (stack.enter_context(end) for end in socket.socketpair())
+            (output, to_output), (status, to_status) = os.pipe(), os.pipe()
+            for reader in (output, status):
                 stack.callback(os.close, reader)
             holder = os.fork()
             if holder == 0:
-                self._hold(program, limits, token, *writers)
-            for writer in writers:
-                os.close(writer)
+                self._hold(program, limits, token, theirs.fileno(), to_output, to_status)
+            theirs.close()
+            os.close(to_output)
+            os.close(to_status)
             with contextlib.suppress(OSError):
                 os.setpgid(holder, holder)  # as it does itself, whoever comes first
             stack.callback(self._end, holder)
-            seen = self._watch(readers, began + limits["wall_seconds"], limits)
+            ledger = self._ledger(stack, report, limits)
+            report.setblocking(False)
+            seen = self._watch((report.fileno(), output, status), ledger, began + limits["wall_seconds"], limits)
         return _judge(seen, token, limits) | {
             "seconds": time.monotonic() - began,
             "output": seen.output[:_KEPT_OUTPUT].decode(errors="replace"),
@@ -126,6 +127,16 @@ class _Server:
     def _separate(self) -> bool:
         """Whether programs are told apart by their user alone."""
         return self._jail != "/"
+
+    def _ledger(
+        self, stack: contextlib.ExitStack, report: socket.socket, limits: dict[str, Any]
+    ) -> sandbox_filter.Ledger | None:
+        """Return who counts the disk that a program takes, where no file system of its own bounds it."""
+        if not self._separate:
+            return None
+        ledger = sandbox_filter.Ledger(report, limits["disk_bytes"], limits["file_bytes"], _ENTRIES)
+        stack.callback(ledger.close)
+        return ledger
 
     @contextlib.contextmanager
     def _directory(self) -> Iterator[None]:
@@ -157,7 +168,7 @@ class _Server:
             if program == 0:
                 self._offer_to_memory_killer()
                 ids = self._user and (self._user.program, self._user.group)
-                sandbox_program.run(source, limits, token, hidden, ids)
+                sandbox_program.run(source, limits, token, hidden, ids, counted=self._separate)
             self._keep(program, status)
         except BaseException as error:
             os.write(status, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode() + b"\n")
@@ -195,12 +206,15 @@ class _Server:
         os.write(status, json.dumps({"status": code, "cpu": usage.ru_utime + usage.ru_stime}).encode() + b"\n")
         os._exit(0)
 
-    def _watch(self, readers: tuple[int, ...], deadline: float, limits: dict[str, Any]) -> _Seen:
+    def _watch(
+        self, readers: tuple[int, ...], ledger: sandbox_filter.Ledger | None, deadline: float, limits: dict[str, Any]
+    ) -> _Seen:
         """Read what comes until the program has ended or broken a limit."""
         report, output, status = readers
         held = {reader: bytearray() for reader in readers}
+        counter = ledger and ledger.listener
         poll = select.poll()
-        for reader in (*readers, self._control):
+        for reader in (*readers, self._control, *([] if counter is None else [counter])):
             poll.register(reader, select.POLLIN)
         stopped, ended = None, False
         while not ended and not stopped:
@@ -208,18 +222,25 @@ class _Server:
             if left <= 0:
                 stopped = "time", f"{limits['wall_seconds']:g} s of wall time"
                 break
-            for reader, _ in poll.poll(1000 * (min(left, _LOOK_AT_DISK) if self._separate else left) + 1):
+            for reader, events in poll.poll(1000 * left + 1):
                 if reader == self._control.fileno():
                     raise _Abandoned
-                chunk = os.read(reader, 65536)
+                if reader == counter:
+                    if events & select.POLLIN:
+                        ledger.answer()
+                    else:
+                        poll.unregister(reader)  # no process is left that could ask
+                    continue
+                try:
+                    chunk = os.read(reader, 65536)
+                except BlockingIOError:  # urgent data alone is none
+                    continue
                 held[reader] += chunk
                 if not chunk:
                     poll.unregister(reader)
                     ended = ended or reader == status
             if len(held[output]) > limits["output_bytes"] or len(held[report]) > _REPORT_BYTES:
                 stopped = "output", f"more than {limits['output_bytes']} bytes printed"
-            if self._separate and jails.holds_more(self._jail + self._home, limits["disk_bytes"], _ENTRIES):
-                stopped = "files", f"more than {limits['disk_bytes']} bytes or {_ENTRIES} files written"
         if ended and not stopped:
             for reader in (report, output):
                 held[reader] += _rest(reader)
@@ -314,8 +335,8 @@ def main() -> None:
     setting = json.loads(sys.argv[1])
     users = [user and User(*user) for user in setting["users"]]
     controls = [socket.socket(fileno=descriptor) for descriptor in setting["sockets"]]
-    if os.uname().machine not in kernel.MACHINES:
-        sys.exit(f"the system-call filter knows {' and '.join(kernel.MACHINES)}, not {os.uname().machine}")
+    if os.uname().machine not in sandbox_filter.MACHINES:
+        sys.exit(f"the system-call filter knows {' and '.join(sandbox_filter.MACHINES)}, not {os.uname().machine}")
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, files[1]) if files[1] > 0 else 1024, files[1]))
     os.umask(0o022)

@@ -10,7 +10,6 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
 
 from stagjax.evaluation import sandbox_kernel as kernel
 
@@ -91,30 +90,6 @@ def remove(directory: str) -> None:
                     os.unlink(below.path)
             os.rmdir(entry.path)
     os.rmdir(directory)
-
-
-def holds_more(directory: str, size: int, entries: int) -> bool:
-    """Return whether a directory holds more than `size` bytes of disk or `entries` files, while it is being changed."""
-    try:
-        for number, status in enumerate(_walk(directory)):
-            size -= status.st_blocks * 512
-            if size < 0 or number >= entries:
-                return True
-    except FileNotFoundError:
-        return False  # removed meanwhile; the next look will tell
-    except OSError:
-        return True  # nested deeper than a path is long
-    return False
-
-
-def _walk(directory: str) -> Iterator[os.stat_result]:
-    pending = [directory]
-    while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                yield entry.stat(follow_symlinks=False)
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(entry.path)
 
 
 def _copy_library(jail: str) -> None:

@@ -8,25 +8,31 @@ import errno
 import json
 import os
 import resource
+import socket
 import sys
 import types
 from typing import Any, NoReturn
 
+from stagjax.evaluation import sandbox_filter
 from stagjax.evaluation import sandbox_kernel as kernel
 
 _DETAIL = 500
 _OTHER_PROCESSES = 2  # that a user namespace holds besides the program
 
 
-def run(source: str, limits: dict[str, Any], token: bytes, report: int, user: tuple[int, int] | None) -> NoReturn:
-    """Run a program to its end and write to `report`: `token` if it came there, else JSON that says what stopped it.
+def run(
+    source: str, limits: dict[str, Any], token: bytes, report: int, user: tuple[int, int] | None, counted: bool
+) -> NoReturn:
+    """Run a program to its end and send to `report`: `token` if it came there, else JSON that says what stopped it.
 
     Args:
       source: the program's text; its globals are empty at first, as in the Hugging Face `code_eval` metric.
       limits: as `stagjax.evaluation.sandbox.Limits` has them.
       token: what proves that the program's end was reached.
-      report: descriptor; 0, 1 and 2 are already the program's, others are closed.
+      report: descriptor of a stream socket, on which sending takes no disk that might be used up; 0, 1 and 2 are
+        already the program's, others are closed.
       user: user and group to run as; None to stay the same, in a user namespace of its own.
+      counted: whether a ledger at the other end of `report` counts the disk that the program takes.
 
     Raises:
       OSError: the process could not be limited; the program has not run.
@@ -34,10 +40,13 @@ def run(source: str, limits: dict[str, Any], token: bytes, report: int, user: tu
     _limit(limits, limits["processes"] + (0 if user else _OTHER_PROCESSES))
     kernel.drop_privileges(*(user or (None, None)))
     kernel.die_with_parent()
-    kernel.filter_system_calls()
+    channel = socket.socket(fileno=report)
+    listener = sandbox_filter.install(counted)
+    if counted:
+        sandbox_filter.hand_over(channel, listener)
     _forget(report)
     # What is looked up later may by then be the program's: names of modules and built-ins, this process's very number.
-    own, process, write, leave, anything = os.getpid(), os.getpid, os.write, os._exit, BaseException
+    own, process, send, leave, anything = os.getpid(), os.getpid, channel.send, os._exit, BaseException
     try:
         try:
             exec(compile(source, "<program>", "exec", dont_inherit=True, optimize=0), {})
@@ -45,7 +54,7 @@ def run(source: str, limits: dict[str, Any], token: bytes, report: int, user: tu
         except anything as error:
             message = _describe(error)
         if process() == own:  # and not a copy that the program made of itself
-            write(report, message)
+            send(message)
             sys.stdout.flush()
     finally:
         leave(0)

@@ -1,10 +1,28 @@
-"""Programs for the sandbox: honest ones, and ones that try to pass without passing, to do harm, or to stay."""
+"""Programs for the sandbox: honest ones, and ones that try to pass without passing, to do harm, or to stay.
+
+Whoever sleeps does so for longer than any limit on time: an outcome other than "time" shows that nobody waited.
+"""
 
 import textwrap
 
+_OPENED = """
+import contextlib, os
+def is_open(descriptor):
+    try:
+        return bool(os.fstat(descriptor))
+    except OSError:
+        return False
+opened = [number for number in range(3, 2000) if is_open(number)]
+"""
+
+
+def _text(text):
+    """Return a program without indentation; one that speaks of what is opened has found it."""
+    return _OPENED * ("opened" in text) + textwrap.dedent(text)
+
 
 def _programs(**texts):
-    return {name: textwrap.dedent(text) for name, text in texts.items()}
+    return {name: _text(text) for name, text in texts.items()}
 
 
 HONEST = _programs(
@@ -38,33 +56,42 @@ HONEST = _programs(
     surroundings="""
         import os, sys
         assert os.listdir() == [] and set(os.environ) == {"PATH", "LANG", "HOME", "TMPDIR"}, os.environ
-        def is_open(descriptor):
-            try:
-                return bool(os.fstat(descriptor))
-            except OSError:
-                return False
-        descriptors = [number for number in range(2000) if is_open(number)]
-        assert descriptors[:3] == [0, 1, 2] and len(descriptors) == 4, descriptors
+        assert all(map(is_open, range(3))) and len(opened) == 1, opened
         assert not [name for name in sys.modules if "stagjax" in name] and sys.argv == [""]
         assert os.getuid() != 0 and os.getgroups() in ([], [os.getgid()])
     """,
     limits="""
         from resource import *
-        assert getrlimit(RLIMIT_CPU) == (1, 2) and getrlimit(RLIMIT_AS) == (256 << 20,) * 2
+        assert getrlimit(RLIMIT_CPU) == (60, 61) and getrlimit(RLIMIT_AS) == (256 << 20,) * 2
         assert getrlimit(RLIMIT_FSIZE) == (1 << 20,) * 2 and getrlimit(RLIMIT_NOFILE) == (32, 32)
         assert getrlimit(RLIMIT_CORE) == (0, 0) and getrlimit(RLIMIT_NPROC)[1] < 10
+    """,
+    # More calls than would fit on the disk: what is printed takes none.
+    prints_often="""
+        import sys
+        for number in range(2000):
+            print(number, file=sys.stderr)
+    """,
+    lives_with_a_full_disk="""
+        import os
+        try:
+            while True:
+                open(str(len(os.listdir())), "wb").write(b"x" * 700_000)
+        except OSError as error:
+            print(error.strerror)
+        assert open("0", "rb").read() == b"x" * 700_000
     """,
     leaves_a_daemon="""
         import os, time
         if os.fork() == 0:
             os.setsid()
             if os.fork() == 0:
-                time.sleep(100)
+                time.sleep(1000)
             os._exit(0)
     """,
     leaves_a_thread="""
         import threading, time
-        threading.Thread(target=time.sleep, args=(100,)).start()
+        threading.Thread(target=time.sleep, args=(1000,)).start()
     """,
 )
 
@@ -74,7 +101,7 @@ COUNTS_PROCESSES = textwrap.dedent("""
     for _ in range(40):
         try:
             if os.fork() == 0:
-                time.sleep(100)
+                time.sleep(1000)
         except OSError:
             break
         count += 1
@@ -84,13 +111,13 @@ COUNTS_PROCESSES = textwrap.dedent("""
 
 # By name: the program and the reasons that may be given.
 CHEATS = {
-    name: (textwrap.dedent(text), reasons)
+    name: (_text(text), reasons)
     for name, (text, reasons) in {
         "exit_at_once": ("import os\nos._exit(0)\nassert False", "exit"),
         "exit_politely": ("import sys\nsys.exit(0)", "exit"),
         "exit_exception": ("raise SystemExit", "exit"),
         "exit_in_a_thread": (
-            "import os, threading, time\nthreading.Thread(target=os._exit, args=(0,)).start()\ntime.sleep(100)",
+            "import os, threading, time\nthreading.Thread(target=os._exit, args=(0,)).start()\ntime.sleep(1000)",
             "exit",
         ),
         "exit_afterwards": ("import atexit, os\natexit.register(os._exit, 0)\nassert False", "exception"),
@@ -103,8 +130,7 @@ CHEATS = {
         "says_so": ("print('passed')\nprint('0' * 64)\nassert False, 'passed'", "exception"),
         "writes_everywhere": (
             """
-            import contextlib, os
-            for number in range(3, 2000):
+            for number in opened:
                 with contextlib.suppress(OSError):
                     os.write(number, b"passed")
             os._exit(0)
@@ -113,8 +139,7 @@ CHEATS = {
         ),
         "writes_json": (
             """
-            import contextlib, os
-            for number in range(3, 2000):
+            for number in opened:
                 with contextlib.suppress(OSError):
                     os.write(number, b'{"reason": "passed", "passed": true, "detail": "", "status": 0}')
             os._exit(0)
@@ -123,8 +148,7 @@ CHEATS = {
         ),
         "writes_nested": (
             """
-            import contextlib, os
-            for number in range(3, 2000):
+            for number in opened:
                 with contextlib.suppress(OSError):
                     os.write(number, b"[" * 60_000)
             os._exit(0)
@@ -133,13 +157,12 @@ CHEATS = {
         ),
         "floods_everything": (
             """
-            import contextlib, os
             while True:
-                for number in range(3, 2000):
+                for number in opened:
                     with contextlib.suppress(OSError):
                         os.write(number, b"0" * 65536)
             """,
-            "output time",
+            "output",
         ),
         "closes_everything": ("import os\nos.closerange(0, 4096)", "exit"),
         "other_errors": (
@@ -161,9 +184,9 @@ CHEATS = {
         ),
         "goes_on_in_a_copy": ("import os\nif os.fork():\n    os._exit(0)", "exit"),
         "goes_on_in_a_copy_awaited": ("import os\nif os.fork():\n    os.wait()\n    os._exit(0)", "exit"),
-        "copy_outlives": ("import os, time\nif os.fork() == 0:\n    time.sleep(100)\nassert False", "exception"),
+        "copy_outlives": ("import os, time\nif os.fork() == 0:\n    time.sleep(1000)\nassert False", "exception"),
         "signal_for_the_end": (
-            "import os, signal\nsignal.signal(signal.SIGALRM, lambda *_: os._exit(0))\nsignal.alarm(1)\nsignal.pause()",
+            "import os, signal\nsignal.signal(signal.SIGALRM, lambda *_: os._exit(0))\nsignal.raise_signal(14)\n1 / 0",
             "exit",
         ),
         "input": ("input()", "exception"),
@@ -180,12 +203,18 @@ CHEATS = {
 HARMS = {
     name: (textwrap.dedent(text), reasons)
     for name, (text, reasons) in {
-        "sleep": ("import time\ntime.sleep(100)", "time"),
-        "stop": ("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)", "time"),
-        "large_number": ("9 ** 9 ** 9", "time memory"),
         "crash": ("import ctypes\nctypes.string_at(0)", "signal"),
+        # Comparing takes time in proportion to the depth; showing them would take its square.
         "deep": (
-            "import sys\nsys.setrecursionlimit(10**9)\nx = []\nfor _ in range(10**5):\n    x = [x]\nrepr(x)",
+            """
+            import sys
+            sys.setrecursionlimit(10**9)
+            x = y = ()
+            for _ in range(300_000):
+                x, y = (x,), (y,)
+            x == y
+            assert False
+            """,
             "signal exception",
         ),
         "endless_recursion": ("def f():\n    f()\nf()", "exception"),
@@ -193,7 +222,7 @@ HARMS = {
         "memory_in_steps": ("x = []\nwhile True:\n    x.append(bytearray(1 << 20))", "memory"),
         "prints": ("while True:\n    print('x' * 1000)", "output"),
         "threads": (
-            "import threading, time\nwhile True:\n    threading.Thread(target=time.sleep, args=(100,)).start()",
+            "import threading, time\nwhile True:\n    threading.Thread(target=time.sleep, args=(1000,)).start()",
             "processes",
         ),
         "large_file": ("with open('x', 'wb') as file:\n    while True:\n        file.write(b'x' * 65536)", "files"),
@@ -202,6 +231,16 @@ HARMS = {
             "files",
         ),
         "empty_files": ("import itertools\nfor n in itertools.count():\n    open(str(n), 'wb').close()", "files"),
+        # Each kind is needed to have too many.
+        "empty_entries": (
+            """
+            import os
+            open("x", "w").close()
+            for n in range(300):
+                os.mkdir(f"directory {n}"), os.mkfifo(f"pipe {n}"), os.symlink("x", f"link {n}"), os.link("x", f"x {n}")
+            """,
+            "files",
+        ),
         "open_files": ("x = []\nwhile True:\n    x.append(open('x', 'w'))", "files"),
         "strange_files": (
             """
@@ -243,6 +282,90 @@ HARMS = {
     }.items()
 }
 
+_FILL = """
+import contextlib, mmap, os, socket, sys, time
+took, held = 0, []
+def file():
+    name = str(len(os.listdir()))
+    held.append(os.open(name, os.O_RDWR | os.O_CREAT))
+    os.unlink(name)
+    return held[-1]
+def write(descriptor, data=b"x" * 700_000):
+    global took
+    took += os.write(descriptor, data)
+    print("took", took, file=sys.stderr)
+def sparse():
+    descriptor = file()
+    for offset in range(0, 1 << 20, 4096):
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        write(descriptor, b"x")
+def nameless():
+    held.append(os.open(".", os.O_RDWR | os.O_TMPFILE))
+    write(held[-1])
+def passed_on():
+    held.append(socket.socketpair())
+    descriptor = file()
+    write(descriptor)
+    socket.send_fds(held[-2][0], [b"x"], [descriptor])
+    os.close(descriptor)
+def mapped():
+    global took
+    descriptor = file()
+    os.ftruncate(descriptor, 1 << 20)
+    held.append(mmap.mmap(descriptor, 1 << 20))
+    for offset in range(0, 1 << 20, 4096):
+        held[-1][offset] = 1
+    took += 1 << 20
+    print("took", took, file=sys.stderr)
+def as_output(take):
+    descriptor = file()
+    with contextlib.suppress(OSError):
+        take(descriptor)
+    write(1)
+def copied():
+    global took
+    told, tell = os.pipe()
+    if os.fork() == 0:
+        with contextlib.suppress(OSError):
+            for _ in range(3):
+                write(file())
+            os.write(tell, b"1")
+        os.close(tell)
+        time.sleep(1000)
+    os.close(tell)
+    if os.read(told, 1) != b"1":
+        raise OSError(28, "a copy had no space")
+    took += 2_100_000
+for _ in range(12):
+    {}
+"""
+"""Tries to hold 12 MiB, in a way that nobody who looks at the directory sees."""
+
+# Each tries to hold more than it may, and tells how much it has.
+FILLS = {
+    name: (_FILL.format(text), reasons)
+    for name, (text, reasons) in {
+        "unlinked": ("write(file())", "files"),
+        "nameless": ("nameless()", "files"),
+        "at_a_place": (
+            "took += os.pwrite(file(), b'x' * 700_000, 0)\n    print('took', took, file=sys.stderr)",
+            "files",
+        ),
+        "sparse": ("sparse()", "files"),
+        "passed_on": ("passed_on()", "files"),
+        "mapped": ("mapped()", "files signal"),
+        "copied": ("copied()", "files"),
+        "output_replaced": ("as_output(lambda file: os.dup2(file, 1))", "files output"),
+        "output_closed": ("as_output(lambda file: (os.close(1), os.dup(file)))", "files output"),
+        "output_closed_with_others": ("as_output(lambda file: (os.closerange(1, 2), os.dup(file)))", "files output"),
+    }.items()
+}
+
+# None of these ends: each is stopped by the limit that it runs into.
+IDLE = _programs(
+    sleep="import time\ntime.sleep(1000)",
+    stop="import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)",
+)
 BUSY = _programs(
     loop="while True:\n    pass",
     deaf_loop="""
@@ -253,11 +376,18 @@ BUSY = _programs(
         while True:
             pass
     """,
+    # Run once the limit on processes has been seen to hold.
+    fork_bomb="""
+        import os
+        while True:
+            try:
+                os.fork()
+            except OSError:
+                pass
+    """,
 )
-
-# Run alone, once the limit on processes has been seen to hold.
-BOMBS = {
-    "fork_bomb": ("import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass", "time"),
+UNRULY = {
+    "large_number": ("9 ** 9 ** 9", "time memory"),
     "killing_bomb": (
         """
 import os, signal
@@ -277,6 +407,7 @@ while True:
         "time exit signal",
     ),
 }
+"""Busy, too; how they end is the kernel's to choose."""
 
 _MUST_FAIL = """
 try:
@@ -299,6 +430,10 @@ _CALLS = {
     "mount": "mount(b'none', b'.', b'tmpfs', 0, None)",
     "shared_memory": "shmget(0, 4096, 0o1600)",
     "io_uring": "syscall(ctypes.c_long(425), 4, 0)",
+    # Disk beyond the size of a file.
+    "reserve": "fallocate(os.open('x', os.O_RDWR | os.O_CREAT), 1, ctypes.c_long(0), ctypes.c_long(8 << 20))",
+    "reserve_by_ioctl": "ioctl(os.open('x', os.O_RDWR | os.O_CREAT), ctypes.c_ulong(0x4030582A), "
+    "(ctypes.c_long * 6)(0, 0, 1 << 20))",
 }
 
 # Each of these must raise `OSError`, and then passes.
@@ -322,6 +457,7 @@ FORBIDDEN = {
         "shell": "import os\nos.execv('/bin/sh', ['sh'])",
         "python": "import subprocess, sys\nsubprocess.run([sys.executable, '-c', ''])",
         "kill_outside": "import os\nos.kill(OUTSIDE, 9)",
+        "attributes": "import os\nos.mkdir('x')\nos.setxattr('x', 'user.x', b'x')",
         "raise_limit": "import resource\ntry:\n    resource.setrlimit(resource.RLIMIT_NPROC, (999, 999))\n"
         "except ValueError as error:\n    raise OSError(error)",
         **{f"call_{name}": _CALL.format(call) for name, call in _CALLS.items()},

@@ -1,7 +1,9 @@
 """The sandbox: honest programs pass, no other does, nothing is harmed and nothing is left."""
 
+import dataclasses
 import os
 import pathlib
+import re
 import resource
 import shutil
 import socket
@@ -18,9 +20,10 @@ from tests.evaluation import programs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's")
 
+# Time that no program here needs, on whatever machine: those that have no end have runs of their own.
 LIMITS = sandbox.Limits(
-    wall_seconds=10,
-    cpu_seconds=1,
+    wall_seconds=600,
+    cpu_seconds=60,
     memory_bytes=256 << 20,
     processes=6,
     file_bytes=1 << 20,
@@ -29,6 +32,13 @@ LIMITS = sandbox.Limits(
     output_bytes=1 << 16,
 )
 ROOT = pathlib.Path(__file__).parent.parent.parent
+OTHERS = programs.CHEATS | programs.HARMS | programs.FILLS
+TOLD = {
+    "renames": "import os\nos.mkdir('0')\nfor n in range(1200):\n    os.rename(str(n), str(n + 1))",
+    "unequal": "print('so far')\nassert 1 == 2, 'unequal\\x1b[2J'",
+    "undefined": "x = 1\ny = undefined",
+    "set": "print(list({'a', 'b', 'c', 'd', 'e', 'f'}))",
+}
 PASSED = str([False, *[True] * 5])
 CONTAINER = (
     "chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw sys_chroot mknod setfcap"
@@ -67,7 +77,8 @@ def machine(request, tmp_path_factory):
     try:
         sandbox._probe(mode)
     except sandbox._Unavailable as error:
-        assert "too far" not in str(error), "not the machine's lack but the sandbox's fault"
+        ours = re.search("too far|(Syntax|Name|Type|Attribute|Import|Value)Error", str(error))
+        assert not ours, f"not the machine's lack but the sandbox's fault: {error}"
         pytest.skip(f"{mode}: {error}")
     machine = Machine(sandbox.Isolation(mode, ""), tmp_path_factory.mktemp("temporary"))
     choose = sandbox._unused_users
@@ -86,41 +97,62 @@ def machine(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outcomes(machine, tmp_path_factory):
-    """Return the outcome of every program, run together: what one does must not show in another."""
+    """Return the outcome of every program that ends, run together: what one does must not show in another.
+
+    Meanwhile this process has more files open than a program may have, none of which may be inherited.
+    """
     secret = tmp_path_factory.mktemp("secret") / "secret"
     secret.write_text("nobody's business")
     secret.parent.chmod(0o755)
-    mounts, began = pathlib.Path("/proc/mounts").read_text(), time.monotonic()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(0)
-        port = listener.getsockname()[1]
-        harms = {name: text for name, (text, _) in (programs.CHEATS | programs.HARMS).items()}
-        texts = {"counts_processes": programs.COUNTS_PROCESSES} | harms | programs.HONEST | programs.FORBIDDEN
-        told = {"SECRET": str(secret), "PORT": str(port), "OUTSIDE": str(os.getpid())}
-        for name, value in told.items():
-            texts = {key: text.replace(name, value) for key, text in texts.items()}
-        outcomes = dict(zip(texts, machine.run(list(texts.values())), strict=True))
-        with pytest.raises(BlockingIOError):
-            listener.accept()
-    assert time.monotonic() - began < 120
+    mounts, done = pathlib.Path("/proc/mounts").read_text(), []
+    room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 1400
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1200 if room else 0)]
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.settimeout(0)
+            others = {name: text for name, (text, _) in OTHERS.items()}
+            texts = {"counts_processes": programs.COUNTS_PROCESSES} | others | programs.HONEST | programs.FORBIDDEN
+            texts |= TOLD | {f"number {n}": f"print({n})\nassert {n} % 2" for n in range(6)}
+            told = {"SECRET": str(secret), "PORT": str(listener.getsockname()[1]), "OUTSIDE": str(os.getpid())}
+            for name, value in told.items():
+                texts = {key: text.replace(name, value) for key, text in texts.items()}
+            outcomes = dict(zip(texts, machine.run(list(texts.values()), on_progress=done.append), strict=True))
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+    assert done == list(range(1, len(texts) + 1))
     assert machine.left() == []
     assert pathlib.Path("/proc/mounts").read_text() == mounts
+    return outcomes
+
+
+@pytest.fixture(scope="module")
+def busy(machine, outcomes):
+    """Return the outcome of every program that uses a processor without end, and of honest ones after them."""
+    assert int(outcomes["counts_processes"].output) < 10, "nothing would hold a bomb back"
+    texts = programs.BUSY | {name: text for name, (text, _) in programs.UNRULY.items()}
+    texts |= {"afterwards": programs.HONEST["benchmark"], "set": TOLD["set"]}
+    limits = dataclasses.replace(LIMITS, cpu_seconds=1, processes=2)
+    outcomes = dict(zip(texts, machine.run(list(texts.values()), limits), strict=True))
+    assert machine.left() == []
     return outcomes
 
 
 @pytest.mark.parametrize("name", programs.HONEST)
 def test_honest_programs_pass(outcomes, name):
     assert outcomes[name].passed, outcomes[name]
-    assert outcomes[name].reason == "passed" and outcomes[name].seconds < 2
+    assert outcomes[name].reason == "passed"
 
 
-@pytest.mark.parametrize("name", programs.CHEATS | programs.HARMS)
+@pytest.mark.parametrize("name", OTHERS)
 def test_others_do_not_pass(outcomes, name):
-    outcome, reasons = outcomes[name], (programs.CHEATS | programs.HARMS)[name][1]
+    outcome, reasons = outcomes[name], OTHERS[name][1]
     assert not outcome.passed
     assert outcome.reason in reasons.split(), outcome
     assert outcome.detail.isprintable()
-    assert outcome.seconds < LIMITS.wall_seconds + 3 and len(outcome.output) <= 10_000
+    assert len(outcome.output) <= 10_000
 
 
 @pytest.mark.parametrize("name", programs.FORBIDDEN)
@@ -128,12 +160,20 @@ def test_what_is_forbidden_fails(outcomes, name):
     assert outcomes[name].passed, outcomes[name]
 
 
-def test_files_and_disk_have_limits_of_their_own(outcomes):
+def test_files_and_disk_have_limits_of_their_own(machine, outcomes):
     assert outcomes["large_file"].detail == "OSError: [Errno 27] File too large"
-    assert outcomes["many_files"].detail in (
-        "OSError: [Errno 28] No space left on device",
-        "more than 4194304 bytes or 1024 files written",
-    )
+    for name in ("many_files", "empty_files"):
+        assert outcomes[name].detail.startswith("OSError: [Errno 28] No space left on device"), outcomes[name]
+    assert outcomes["lives_with_a_full_disk"].output == "No space left on device\n"
+    # Moving names from one directory to another makes both as large; in memory they take nothing.
+    assert outcomes["renames"].passed == (machine.isolation.mode != "uid"), outcomes["renames"]
+
+
+@pytest.mark.parametrize("name", programs.FILLS)
+def test_no_program_holds_more_disk_than_it_may(outcomes, name):
+    """Whether or not a name leads to what it holds; some of it, else this would say nothing."""
+    took = [int(number) for number in re.findall(r"took (\d+)", outcomes[name].output)]
+    assert 0 < max(took, default="output" in name and 1) <= LIMITS.disk_bytes
 
 
 def test_processes_are_counted(outcomes):
@@ -142,69 +182,54 @@ def test_processes_are_counted(outcomes):
     assert int(outcomes["counts_processes"].output) == LIMITS.processes - 1
 
 
-def test_busy_programs_are_stopped_by_their_own_time(machine):
+@pytest.mark.parametrize("name", programs.BUSY)
+def test_busy_programs_are_stopped_by_their_own_time(busy, name):
     """Not by the time of the wall, within which a busy machine gives more or less."""
-    for outcome in machine.run(list(programs.BUSY.values()), sandbox.Limits(wall_seconds=100, cpu_seconds=1)):
-        assert outcome[:3] == (False, "time", "1 s of CPU time"), outcome
+    assert busy[name][:3] == (False, "time", "1 s of CPU time")
 
 
-def test_bombs_end(machine, outcomes):
-    assert int(outcomes["counts_processes"].output) < 10, "nothing would hold a bomb back"
-    bombs = [text for text, _ in programs.BOMBS.values()]
-    results = machine.run([*bombs, programs.HONEST["benchmark"]])
-    for outcome, (_, reasons) in zip(results, programs.BOMBS.values(), strict=False):
-        assert not outcome.passed and outcome.reason in reasons.split(), outcome
-        assert outcome.seconds < LIMITS.wall_seconds + 3
-    assert results[-1].passed
+@pytest.mark.parametrize("name", programs.UNRULY)
+def test_unruly_programs_end(busy, name):
+    assert not busy[name].passed and busy[name].reason in programs.UNRULY[name][1].split(), busy[name]
+
+
+def test_programs_pass_after_busy_ones(busy):
+    assert busy["afterwards"].passed
+
+
+def test_idle_programs_are_stopped_by_the_time_of_the_wall(machine):
+    outcomes = machine.run(list(programs.IDLE.values()), dataclasses.replace(LIMITS, wall_seconds=0.2))
+    assert {outcome[:3] for outcome in outcomes} == {(False, "time", "0.2 s of wall time")}
+    assert all(0.2 <= outcome.seconds < 600 for outcome in outcomes)
     assert machine.left() == []
 
 
-def test_what_failed_is_told(machine):
-    texts = ["print('so far')\nassert 1 == 2, 'unequal\\x1b[2J'", "x = 1\ny = undefined", "import time\ntime.sleep(9)"]
-    unequal, undefined, slow = machine.run(texts, sandbox.Limits(wall_seconds=0.5))
+def test_what_failed_is_told(outcomes):
+    unequal, undefined = outcomes["unequal"], outcomes["undefined"]
     assert unequal[:3] == (False, "exception", "AssertionError: unequal [2J") and unequal.output == "so far\n"
     assert undefined.detail == "NameError: name 'undefined' is not defined"
-    assert slow[:3] == (False, "time", "0.5 s of wall time")
 
 
-def test_results_are_those_of_the_programs(machine):
-    """Whoever runs what, and however long it takes."""
-    done = []
-    texts = [f"import time\ntime.sleep({0.2 * (n % 3)})\nassert {n} % 2" for n in range(12)]
-    outcomes = machine.run(texts, on_progress=done.append)
-    assert [outcome.passed for outcome in outcomes] == [bool(n % 2) for n in range(12)]
-    assert done == list(range(1, 13))
+def test_results_are_those_of_the_programs(machine, outcomes):
+    """Whoever runs what."""
+    told = [outcomes[f"number {n}"] for n in range(6)]
+    assert [(outcome.passed, outcome.output) for outcome in told] == [(n % 2 == 1, f"{n}\n") for n in range(6)]
     assert machine.run([]) == []
 
 
-def test_sets_have_one_order(machine):
+def test_sets_have_one_order(outcomes, busy):
     """A program whose result depends on the order of a set has the same result whenever it is run."""
-    first, second = (machine.run(["print(list({'a', 'b', 'c', 'd', 'e', 'f'}))"])[0].output for _ in range(2))
-    assert first == second != ""
-
-
-def test_no_descriptor_is_inherited_however_many_are_open(machine):
-    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 1400:
-        pytest.skip("this process may not open so many files")
-    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1200)]
-    try:
-        (outcome,) = machine.run([programs.HONEST["surroundings"]])
-    finally:
-        for descriptor in opened:
-            os.close(descriptor)
-    assert outcome.passed, outcome
+    assert outcomes["set"].output == busy["set"].output != ""
 
 
 def test_interrupted_leaves_nothing(machine):
+    """And ends what runs, which has no end of its own."""
+
     def interrupt(_):
         raise KeyboardInterrupt
 
-    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        machine.run(
-            ["", "while True:\n    pass"], sandbox.Limits(wall_seconds=100, cpu_seconds=100), on_progress=interrupt
-        )
-    assert time.monotonic() - began < 20
+        machine.run(["", "import time\ntime.sleep(1000)"], on_progress=interrupt)
     assert machine.left() == []
 
 
@@ -215,7 +240,7 @@ def test_killed_leaves_nothing(machine):
         "def tell(workers):\n    users = choose(workers)\n    print(users[0][0], flush=True)\n"
         "    return users\n"
         "sandbox._unused_users = tell\n"
-        "texts, limits = ['', 'while True: pass'], sandbox.Limits(100, 100)\n"
+        "texts, limits = ['', 'import time; time.sleep(1000)'], sandbox.Limits(600, 600)\n"
         f"isolation = sandbox.Isolation({machine.isolation.mode!r}, '')\n"
         "sandbox.run_programs(texts, limits, lambda _: print('one', flush=True), 1, isolation)\n"
     )
@@ -226,9 +251,9 @@ def test_killed_leaves_nothing(machine):
         assert lines[-1] == "one\n", lines
         process.kill()
     machine.users += [int(line) for line in lines[:-1]]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 600  # as long as the program would go on
     while machine.left() and time.monotonic() < deadline:
-        time.sleep(0.1)
+        time.sleep(0.05)
     assert machine.left() == []
 
 
@@ -242,7 +267,7 @@ def test_broken_sandbox_is_no_result(machine, monkeypatch):
 
 
 def test_limits_are_checked():
-    with pytest.raises(UserError, match=r"limits.wall_seconds=0 is not above 0; the default is 10.0"):
+    with pytest.raises(UserError, match=r"limits.wall_seconds=0 is not above 0; the default is 30.0"):
         sandbox.Limits(wall_seconds=0)
     with pytest.raises(UserError, match=r"limits.cpu_seconds=1.5 is not a whole number above 0; the default is 3"):
         sandbox.Limits(cpu_seconds=1.5)
@@ -258,17 +283,8 @@ def test_removes_directories_deeper_than_paths_are_long(tmp_path):
         "import os\nfor _ in range(1200):\n    os.mkdir('deeper')\n    os.chdir('deeper')\n    open('f', 'w').close()"
     )
     subprocess.run([sys.executable, "-S", "-c", code], cwd=top, check=True)
-    assert sandbox_jail.holds_more(str(top), 1 << 40, 1 << 40), "a path too long to look at is too much"
     sandbox_jail.remove(str(top))
     assert os.listdir(tmp_path) == []
-
-
-def test_counts_what_a_directory_holds(tmp_path):
-    (tmp_path / "below").mkdir()
-    (tmp_path / "below" / "file").write_bytes(b"x" * 100_000)
-    assert not sandbox_jail.holds_more(str(tmp_path), 200_000, 2)
-    assert sandbox_jail.holds_more(str(tmp_path), 50_000, 2)
-    assert sandbox_jail.holds_more(str(tmp_path), 200_000, 1)
 
 
 def test_refuses_elsewhere(monkeypatch):
@@ -318,7 +334,6 @@ def find_isolation(*prefix):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     if not done.stdout:

@@ -59,7 +59,7 @@ def progress(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
     import rich.progress
 
     columns = (
-        rich.progress.TextColumn("{task.description}"),
+        rich.progress.TextColumn("{task.description}", markup=False),
         rich.progress.BarColumn(),
         rich.progress.MofNCompleteColumn(),
         rich.progress.TimeElapsedColumn(),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from stagjax.cli import add_subcommand, data_prepare
 from stagjax.errors import RunFailed, UserError
+from stagjax.printable import one_line
 
 if TYPE_CHECKING:
     from stagjax.data.vocabulary import Vocabulary
@@ -116,7 +117,7 @@ def _vocab(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     with console.status(f"training {args.size:,} pieces on the training split"):
         vocabulary = train_sentencepiece((text for _, text in texts["train"]), args.size, args.output)
-    console.print(f"trained {vocabulary.size:,} ids in {time.perf_counter() - start:.1f} s: {args.output}")
+    console.print(f"trained {vocabulary.size:,} ids in {time.perf_counter() - start:.1f} s: {one_line(args.output)}")
     for split, documents in texts.items():
         console.print(_verify(vocabulary, split, documents, args.output))
     return 0

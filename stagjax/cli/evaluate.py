@@ -83,7 +83,7 @@ def _list(args: argparse.Namespace, names: list[str]) -> None:
 
     benchmarks = catalog.select(names)
     console = report_console(highlight=False)
-    with console.status(f"reading {len(benchmarks)} benchmarks in {args.data_dir}"):
+    with console.status(plain(f"reading {len(benchmarks)} benchmarks in {args.data_dir}")):
         rows = inventory(benchmarks, args.data_dir)
     console.print(inventory_table(rows, args.data_dir))
     for line in problem_lines(rows):

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stagjax.cli.hosts import add_host_arguments, start
+from stagjax.printable import one_line
 
 SHOWN_EVERY = 10.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -151,6 +152,7 @@ class _Bar:
         """Show how much is done."""
         from stagjax.reporting.progress import duration
 
+        text = one_line(text)
         now = time.monotonic()
         if self._begun is None:
             # The first batch took the compiler's time, and what was there already none.

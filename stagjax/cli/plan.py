@@ -97,7 +97,7 @@ def _one(args: argparse.Namespace, batches: list[int], calibrations: list[Any]) 
     from stagjax.bench.topology import topology_devices
     from stagjax.errors import UserError
     from stagjax.files import write_json
-    from stagjax.reporting.console import report_console
+    from stagjax.reporting.console import plain, report_console
     from stagjax.reporting.plots import plot_timelines
     from stagjax.reporting.tables import plan_tables
 
@@ -105,7 +105,7 @@ def _one(args: argparse.Namespace, batches: list[int], calibrations: list[Any]) 
     request.check()
     console = report_console()
     devices = topology_devices(args.topology)
-    with console.status(f"compiling {request.program} of {request.name} for {args.topology}"):
+    with console.status(plain(f"compiling {request.program} of {request.name} for {args.topology}")):
         result = plan(request, args.topology, devices, calibrations)
     figures = result.to_dict()
     for table in plan_tables(figures):
@@ -130,7 +130,7 @@ def _compare(args: argparse.Namespace, batches: list[int], calibrations: list[An
     requests = list(_requests(args, batches))
     devices = topology_devices(args.topology)
     with console.status("compiling") as status:
-        on_plan = lambda text: status.update(f"compiling {text} for {args.topology}")
+        on_plan = lambda text: status.update(plain(f"compiling {text} for {args.topology}"))
         comparison = Comparison(args.topology, devices, calibrations, on_plan)
         rows = [comparison.row(request) for request in requests]
         separate = [r for r in requests if r.config.model.num_stacks > 1 and not r.config.model.shared_weights]
@@ -171,7 +171,7 @@ def _compare_training(args: argparse.Namespace, calibrations: list[Any]) -> None
         key = [args.topology, repr(request), repr(calibrations)]
         if figures.get(name, {}).get("key") == key:
             continue
-        with console.status(f"compiling {name} for {args.topology}, {number} of {len(names)}"):
+        with console.status(plain(f"compiling {name} for {args.topology}, {number} of {len(names)}")):
             figures[name] = plan(request, args.topology, devices, calibrations).to_dict() | {"key": key}
         if file:
             write_json(file, figures)

@@ -37,6 +37,13 @@ def test_a_terminal_has_a_bar_and_the_lines_above_it():
     assert "1.5/2.0 MB" in shown and "(3 of 4 shards)" in shown and "preparing: " not in shown
 
 
+def test_a_name_or_a_fault_cannot_forge_a_line(monkeypatch):
+    case = {"where": "a\nb\x1b[2J:1", "detail": "[red]\u202e"}
+    for terminal in (False, True):
+        out = show(terminal, {"invalid JSON": {"count": 1, "first": [case]}})
+        assert "  invalid JSON: a\\nb\\x1b[2J:1: [red]\\u202e\n" in out
+
+
 def test_the_first_faults_of_a_shard_are_named():
     cases = [{"where": f"a.jsonl:{line}", "detail": "no"} for line in range(5)]
     lines = show(False, {"invalid JSON": {"count": 70, "first": cases}}).splitlines()

@@ -84,6 +84,7 @@ class StdlibSource(Source):
 
     def __init__(self):
         super().__init__(sysconfig.get_path("stdlib"), (".py",), NOT_STDLIB)
+        self.unread = []  # Compiled files and libraries are nobody's text.
         # This file is the topics once more, as string literals: with both, training would see the validation texts.
         self.files = [(name, path) for name, path in self.files if name != f"{_TOPICS}.py"]
 

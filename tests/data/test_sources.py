@@ -60,7 +60,7 @@ def test_stdlib_has_the_topics_once(stdlib):
 def test_stdlib_comes_in_one_order(stdlib):
     assert [document.name for document in read("stdlib")[0]] == [document.name for document in stdlib[0]]
     files = [name for name, _ in stdlib[1].files]
-    assert files == sorted(files)
+    assert files == sorted(files) and stdlib[1].unread == []
 
 
 def test_text_reads_every_file_below_as_it_stands_but_for_a_byte_order_mark(tmp_path):

@@ -1,14 +1,16 @@
-"""The one schema of an experiment: frozen dataclasses and their rules.
+"""The one schema of an experiment: frozen dataclasses, to and from plain data.
 
-Everything that can be wrong with an experiment is found here, before a device is touched.
+Everything that can be wrong with an experiment is found here, by `config_rules`, before a device is touched.
 """
 
 import dataclasses
 import json
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from stagjax import config_rules
+from stagjax.config_rules import COSINE, COSINE_FROM_ZERO, FIELDS
 from stagjax.errors import UserError, unknown
 
 
@@ -73,34 +75,8 @@ class ModelConfig:
 
     def check(self) -> None:
         """Raise `UserError` where a value or a combination of values has no meaning."""
-        for field in (
-            "vocab_size",
-            "model_dim",
-            "num_heads",
-            "num_kv_heads",
-            "head_dim",
-            "ff_dim",
-            "layers_per_stack",
-            "num_stacks",
-            "max_length",
-        ):
-            _at_least(self, "model", field, 1)
-        _at_least(self, "model", "lag", 0)
-        if self.cross_window is not None:
-            _at_least(self, "model", "cross_window", 1)
-        _one_of(self, "model", "cross_attention", ("sequential", "parallel"))
-        _one_of(self, "model", "combine", ("last", "linear"))
-        _one_of(self, "model", "compute_dtype", ("float32", "bfloat16", "float64"))
-        if self.num_heads % self.num_kv_heads:
-            raise UserError(
-                f"model.num_kv_heads={self.num_kv_heads} does not divide model.num_heads={self.num_heads}; "
-                f"use one of {', '.join(map(str, divisors(self.num_heads)))}"
-            )
-        if self.head_dim % 2:
-            raise UserError(
-                f"model.head_dim={self.head_dim} is odd, but the rotary embedding pairs the halves of a head; "
-                f"use {self.head_dim + 1}"
-            )
+        config_rules.check_fields("model", self)
+        config_rules.check_model(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,16 +101,8 @@ class DataConfig:
 
     def check(self) -> None:
         """Raise `UserError` for values outside the schema (files are looked at when they are opened)."""
-        _one_of(self, "data", "source", ("stdlib", "text", "jsonl", "prepared"))
-        if self.vocabulary == "prepared" and self.source != "prepared":
-            raise UserError(
-                f"data.vocabulary='prepared' is that of prepared data, but data.source={self.source!r}; use "
-                "data.source='prepared', 'bytes' or the path of a model"
-            )
-        _at_least(self, "data", "row_length", 2)
-        _at_least(self, "data", "validation_percent", 1)
-        if self.validation_percent > 50:
-            raise UserError(f"data.validation_percent={self.validation_percent} is over 50; use 1 to 50")
+        config_rules.check_fields("data", self)
+        config_rules.check_data(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,11 +110,13 @@ class TrainingConfig:
     """Optimizer, schedule, and how often things happen. The fields declared `free` may change when a run resumes.
 
     Attributes:
-      steps: optimizer steps; the cosine ends there.
+      steps: optimizer steps; the cosine ends with the last one.
       global_batch: rows in one optimizer step, over all hosts and all `accumulation` parts.
-      learning_rate: peak, reached after warm-up.
-      warmup_steps: of linear warm-up from zero.
-      final_learning_rate: as a share of the peak, reached at the last step.
+      learning_rate: peak, that of the last step of the warm-up (without one of the first step).
+      warmup_steps: of linear warm-up.
+      final_learning_rate: as a share of the peak, that of the last step (unless the run is all warm-up).
+      schedule: "cosine"; or "cosine_from_zero", by which runs go on that an earlier build began: all its rates come a
+        step later, so that the first step changes nothing and the last one is short of `final_learning_rate`.
       beta1: AdamW.
       beta2: AdamW.
       epsilon: AdamW.
@@ -181,6 +151,7 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     final_learning_rate: float = 0.1
+    schedule: str = COSINE
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
@@ -205,45 +176,9 @@ class TrainingConfig:
     max_recoveries: int = free(10)
 
     def check(self) -> None:
-        """Raise `UserError` for counts below one and batches that do not divide."""
-        for field in (
-            "steps",
-            "global_batch",
-            "accumulation",
-            "loss_chunks",
-            "log_every",
-            "validate_every",
-            "checkpoint_every",
-            "keep_last",
-            "max_recoveries",
-        ):
-            _at_least(self, "training", field, 1)
-        for field in ("validation_rows", "microbatches", "keep_every"):
-            if getattr(self, field) is not None:
-                _at_least(self, "training", field, 1)
-        for field in ("warmup_steps", "learning_rate", "final_learning_rate", "weight_decay", "seed"):
-            _at_least(self, "training", field, 0)
-        if self.warmup_steps > self.steps:
-            raise UserError(
-                f"training.warmup_steps={self.warmup_steps} is over training.steps={self.steps}; "
-                "lower it or train longer"
-            )
-        if self.clip_norm <= 0:
-            raise UserError(f"training.clip_norm={self.clip_norm} must be positive; the usual value is 1.0")
-        if self.spike_threshold <= 0:
-            raise UserError(
-                f"training.spike_threshold={self.spike_threshold} must be positive; the usual values are 6 to 15"
-            )
-        _one_of(self, "training", "nonfinite", ("stop", "skip", "rollback"))
-        _one_of(self, "training", "spikes", ("none", "stop", "skip", "rollback"))
-        _one_of(self, "training", "remat", ("none", "layer"))
-        _one_of(self, "training", "attention", ("auto", "xla", "splash", "cudnn"))
-        if self.global_batch % self.accumulation:
-            raise UserError(
-                f"training.global_batch={self.global_batch} does not divide into "
-                f"training.accumulation={self.accumulation} parts; use one of "
-                f"{', '.join(map(str, divisors(self.global_batch)))}"
-            )
+        """Raise `UserError` for values without meaning and batches that do not divide."""
+        config_rules.check_fields("training", self)
+        config_rules.check_training(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,10 +200,7 @@ class MeshConfig:
 
     def check(self) -> None:
         """Raise `UserError` for sizes below one."""
-        for field in ("data", "stack", "tensor"):
-            _at_least(self, "mesh", field, 1)
-        if self.fsdp is not None:
-            _at_least(self, "mesh", "fsdp", 1)
+        config_rules.check_fields("mesh", self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,22 +216,7 @@ class Config:
         """Raise `UserError` for the first rule that a field or a pair of fields breaks."""
         for section in (self.model, self.data, self.training, self.mesh):
             section.check()
-        if self.data.row_length > self.model.max_length:
-            raise UserError(
-                f"data.row_length={self.data.row_length} is over model.max_length={self.model.max_length}; "
-                "shorten the rows or lengthen the model"
-            )
-        if self.mesh.stack not in (1, self.model.num_stacks):
-            raise UserError(
-                f"mesh.stack={self.mesh.stack} is neither 1 nor model.num_stacks={self.model.num_stacks}: a "
-                "pipeline has one slice for each stack; use one of them, and mesh.fsdp for the other devices"
-            )
-        if self.data.row_length % self.training.loss_chunks:
-            raise UserError(
-                f"training.loss_chunks={self.training.loss_chunks} does not divide "
-                f"data.row_length={self.data.row_length}; use one of "
-                f"{', '.join(map(str, divisors(self.data.row_length)))}"
-            )
+        config_rules.check_together(self)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return the config as plain nested dicts, ready for JSON."""
@@ -309,14 +226,20 @@ class Config:
     def from_dict(cls, tree: Mapping[str, Any]) -> "Config":
         """Build and check a config from nested mappings.
 
+        Where they do not name `training.schedule`, an earlier build stored them, which had but one.
+
         Raises:
           UserError: unknown section or field (the nearest is named), a missing field, a wrong type, a broken rule.
         """
         sections = {}
         types = typing.get_type_hints(cls)
+        if not isinstance(tree, Mapping):
+            raise UserError(f"a config is a table of sections, not {type(tree).__name__}; it has {', '.join(types)}")
         for name, value in tree.items():
             if name not in types:
-                raise unknown("config section", name, types)
+                raise unknown("config section", str(name), types)
+            if name == "training" and isinstance(value, Mapping):
+                value = {"schedule": COSINE_FROM_ZERO} | value
             sections[name] = _section(types[name], name, value)
         for field in dataclasses.fields(cls):
             name = field.name
@@ -339,11 +262,6 @@ def config_differences(stored: Config, wanted: Config) -> list[str]:
     return lines
 
 
-def divisors(number: int) -> list[int]:
-    """Return the divisors of `number` in ascending order."""
-    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
-
-
 def to_json(config: Config) -> str:
     """Return `config` as JSON that `from_json` turns back into an equal config."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True)
@@ -356,34 +274,13 @@ def from_json(text: str) -> Config:
 
 def _section(cls: type, name: str, values: Mapping[str, Any]) -> Any:
     types = typing.get_type_hints(cls)
+    if not isinstance(values, Mapping):
+        raise UserError(f"config section {name!r} is {type(values).__name__}, no table of fields; correct it")
     for key, value in values.items():
         if key not in types:
             raise unknown("config field", f"{name}.{key}", [f"{name}.{field}" for field in types])
-        if not _is_a(value, types[key]):
-            wanted = getattr(types[key], "__name__", str(types[key]))
-            raise UserError(f"{name}.{key}={value!r} is {type(value).__name__}, not {wanted}")
+        FIELDS[f"{name}.{key}"].check(f"{name}.{key}", value)
     for field in dataclasses.fields(cls):
         if field.name not in values and field.default is dataclasses.MISSING:
             raise UserError(f"{name}.{field.name} is missing; it has no default")
     return cls(**{key: float(value) if types[key] is float else value for key, value in values.items()})
-
-
-def _is_a(value: Any, wanted: Any) -> bool:
-    options = typing.get_args(wanted) or (wanted,)
-    if isinstance(value, bool):
-        return bool in options
-    if isinstance(value, int) and float in options:
-        return True
-    return isinstance(value, options)
-
-
-def _at_least(section: Any, name: str, field: str, minimum: int) -> None:
-    value = getattr(section, field)
-    if value < minimum:
-        raise UserError(f"{name}.{field}={value} is below {minimum}; use {minimum} or more")
-
-
-def _one_of(section: Any, name: str, field: str, known: Sequence[str]) -> None:
-    value = getattr(section, field)
-    if value not in known:
-        raise unknown(f"{name}.{field}", value, known)

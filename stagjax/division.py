@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from stagjax.config import Config, MeshConfig, ModelConfig, divisors
+from stagjax.config import Config, MeshConfig, ModelConfig
+from stagjax.config_rules import divisors
 from stagjax.errors import UserError
 
 TRAINING_AXES = ("data", "fsdp", "stack", "tensor")

@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from stagjax.config import Config
+from stagjax.config import Config, TrainingConfig
 from stagjax.errors import UserError, unknown
 
 _EXAMPLE = "experiments/stdlib.py:separate_2x3"
@@ -38,8 +38,13 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Config:
       UserError: missing file, no `get_config`, unknown variant, unknown field, broken rule.
     """
     tree = call_file(spec, "get_config", _EXAMPLE)
+    if not isinstance(tree, ml_collections.ConfigDict):
+        raise UserError(f"--config={spec}: get_config returns {type(tree).__name__}, not a ConfigDict; see {_EXAMPLE}")
     override(tree, overrides)
-    return Config.from_dict(tree.to_dict())
+    tree = tree.to_dict()
+    if isinstance(tree.get("training"), dict):
+        tree["training"].setdefault("schedule", TrainingConfig.schedule)
+    return Config.from_dict(tree)
 
 
 def call_file(spec: str, function: str, example: str) -> Any:
@@ -108,7 +113,7 @@ def override(config: ml_collections.ConfigDict, assignments: Sequence[str]) -> N
         key, _, text = assignment.partition("=")
         try:
             value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
         _assign(config, {key: value})
 
@@ -140,5 +145,8 @@ def _assign(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> Non
             raise unknown("config field", key, [f"{s}.{f}" for s, names in fields.items() for f in names])
         if section not in config:
             config[section] = ml_collections.ConfigDict()
-        with config.ignore_type(), config.unlocked():
+        with config.unlocked():
+            # Gone first: a ConfigDict makes a number of True where a number was.
+            if field in config[section]:
+                del config[section][field]
             config[section][field] = value

@@ -24,6 +24,7 @@ from stagjax.checkpoints.saving import Checkpoints
 from stagjax.checkpoints.stored import DamagedError
 from stagjax.checkpoints.tensor_files import SHARD_BYTES
 from stagjax.config import Config, to_json
+from stagjax.config_rules import COSINE
 from stagjax.data.manifest import Manifest
 from stagjax.errors import RunFailed, UserError, unknown
 from stagjax.files import new_directory, write_whole
@@ -120,6 +121,8 @@ def import_model(
             state, step = exported.read_state(source, abstract_state(config)), metadata["step"]
             skipped = metadata["skipped_batches"]
         else:
+            # The schedule begins anew, too, whatever build trained the model.
+            config = dataclasses.replace(config, training=dataclasses.replace(config.training, schedule=COSINE))
             state = _new_state(config, exported.read_params(source)[0])
             _record(directory, source, metadata)
         with vocabulary_file(source, metadata) as file:

@@ -14,7 +14,8 @@ import numpy as np
 from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh
 
-from stagjax.config import MeshConfig, divisors
+from stagjax.config import MeshConfig
+from stagjax.config_rules import divisors
 from stagjax.division import TRAINING_AXES, training_sizes
 from stagjax.errors import UserError, unknown
 

@@ -1,15 +1,22 @@
-"""Rules for single numbers: type, range and remedy in one line, the same for config fields, arguments and flags."""
+"""Rules for single values: type, range and remedy in one line, the same for config fields, arguments and flags."""
 
 import dataclasses
 import math
 import numbers
-from typing import Any
+from typing import Any, Protocol
 
-from stagjax.errors import UserError
+from stagjax.errors import UserError, unknown
 
 INT32_MAX = 2**31 - 1
-FLOAT32_TINY = 2.0**-126
-"""The least positive number that float32 holds exactly enough to divide by; XLA takes what is less for 0."""
+FLOAT32_TINY, FLOAT32_MAX = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+"""The least positive number that XLA does not take for 0 in float32, and the greatest."""
+
+
+class Rule(Protocol):
+    """What a value may be."""
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise `UserError`, one line with the name, the value, the rule and the remedy, for what it may not be."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +30,7 @@ class Number:
       open_low: `low` itself is excluded.
       open_high: `high` itself is excluded.
       hint: said of the range, e.g. what the usual value is.
-      underflows: positive values that float32 takes for 0 are as good as others.
+      any_size: values that float32 takes for 0 or infinite are as good as others.
     """
 
     kind: type
@@ -32,7 +39,7 @@ class Number:
     open_low: bool = False
     open_high: bool = False
     hint: str = ""
-    underflows: bool = False
+    any_size: bool = False
 
     def broken(self, value: Any) -> str | None:
         """Return what is wrong with a value and what to use instead; None where nothing is."""
@@ -76,9 +83,58 @@ class Number:
             return f"is over {_plain(self.most)}"
         if (self.open_low and value == self.low) or (self.open_high and value == self.high):
             return f"is not {'above' if value == self.low else 'below'} {value:g}"
-        if self.kind is float and not self.underflows and 0 < abs(value) < FLOAT32_TINY:
-            return "is 0 in float32"
+        if self.kind is float and not self.any_size and not FLOAT32_TINY <= abs(value or 1) <= FLOAT32_MAX:
+            return f"is {'0' if abs(value) < 1 else 'infinite'} in float32"
         return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """True or false, no number."""
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise `UserError` for anything else."""
+        if not isinstance(value, bool):
+            raise UserError(f"{name}={shown(value)} is {type(value).__name__}, not bool; use True or False")
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A text with something in it; or one of `known`, if there are any.
+
+    Attributes:
+      known: all values.
+      hint: what to use.
+    """
+
+    known: tuple[str, ...] = ()
+    hint: str = "a text"
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise `UserError` for anything else."""
+        remedy = f"use {' or '.join(map(repr, self.known)) or self.hint}"
+        if not isinstance(value, str):
+            raise UserError(f"{name}={shown(value)} is {type(value).__name__}, not str; {remedy}")
+        if self.known and value not in self.known:
+            raise unknown(name, value, self.known)
+        if not value.strip() or "\0" in value:
+            raise UserError(f"{name}={shown(value)} names nothing; {remedy}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Maybe:
+    """What another rule allows, or None."""
+
+    rule: Rule
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise `UserError` for anything else."""
+        if value is None:
+            return
+        try:
+            self.rule.check(name, value)
+        except UserError as error:
+            raise UserError(f"{error}, or None") from None
 
 
 def shown(value: Any) -> str:
@@ -106,5 +162,9 @@ COUNT_OR_NONE = Number(int, 0)
 """A count that may be 0: none of it."""
 SEED = Number(int, 0, 2**32 - 1)
 """jax.random.key takes more modulo 2**32, without a word."""
-TEMPERATURE = Number(float, 0, hint="0 is greedy, 1 the model as it is", underflows=True)
-TOP_P = Number(float, 0, 1, open_low=True, hint="1 keeps all", underflows=True)
+TEMPERATURE = Number(float, 0, hint="0 is greedy, 1 the model as it is", any_size=True)
+TOP_P = Number(float, 0, 1, open_low=True, hint="1 keeps all", any_size=True)
+SECONDS = Number(float, 0, 1e6, open_low=True)
+"""A time to wait: what is longer than 11 days does not fit into every system's clocks."""
+ROW_LENGTH = Number(int, 2)
+VALIDATION_PERCENT = Number(int, 1, 50)

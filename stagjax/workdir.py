@@ -16,6 +16,7 @@ import jax
 
 from stagjax import bucket, distributed
 from stagjax.config import Config, config_differences, from_json, to_json
+from stagjax.config_rules import COSINE_FROM_ZERO
 from stagjax.data.manifest import Manifest, differences
 from stagjax.data.prepared import vocabulary_spec
 from stagjax.errors import RunFailed, UserError
@@ -121,11 +122,22 @@ def _mark(workdir: pathlib.Path) -> str | None:
         return None
 
 
-def check_config(workdir: pathlib.Path, config: Config) -> None:
-    """Raise `UserError` where the workdir's run was started with another config, listing the fields that differ."""
-    stored = _read(workdir / CONFIG)
-    if stored is not None:
-        _refuse(workdir, config_differences(from_json(stored), config))
+def resumed(workdir: pathlib.Path, config: Config) -> Config:
+    """Return the config by which the workdir's run goes on: `config`, but the learning rates are those it began with.
+
+    Raises:
+      UserError: the run was started with another config; the fields that differ are listed.
+    """
+    text = _read(workdir / CONFIG)
+    if text is None:
+        return config
+    stored = from_json(text)
+    if stored.training.schedule == COSINE_FROM_ZERO:
+        # Which an earlier build began: nobody chose it, and the command line that goes on says nothing of it.
+        training = dataclasses.replace(config.training, schedule=COSINE_FROM_ZERO)
+        config = dataclasses.replace(config, training=training)
+    _refuse(workdir, config_differences(stored, config))
+    return config
 
 
 def claim(workdir: pathlib.Path, config: Config, manifest: Manifest) -> None:

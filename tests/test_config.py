@@ -1,10 +1,16 @@
 """Every bad experiment, by its message; and that the good ones survive JSON."""
 
 import dataclasses
+import json
+import math
+import pathlib
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stagjax.config import Config, config_differences, from_json, to_json
+from stagjax.config_rules import FIELDS, divisors
 from stagjax.errors import UserError
 from stagjax.experiment import load_config
 
@@ -43,12 +49,94 @@ STDLIB = "experiments/stdlib.py"
         (f"{STDLIB}:baseline_3", ["mesh.stack=2"], "mesh.stack=2 is neither 1 nor model.num_stacks=1: a pipeline has"),
         (f"{STDLIB}:separate_2x3", ["mesh.stack=3"], "mesh.stack=3 is neither 1 nor model.num_stacks=2: a pipeline"),
         (f"{STDLIB}:baseline_3", ["training.remat=all"], "unknown training.remat 'all'"),
-        (f"{STDLIB}:baseline_3", ["training.clip_norm=0"], "training.clip_norm=0.0 must be positive"),
+        (f"{STDLIB}:baseline_3", ["training.clip_norm=0"], "training.clip_norm=0 is not above 0; use more than 0"),
+        (f"{STDLIB}:baseline_3", ["model.lag=256"], "model.lag=256 is beyond the row, data.row_length=256.* most 255"),
+        (f"{STDLIB}:baseline_3", ["training.weight_decay=600"], "=600.0 times training.learning_rate=0.002 is over 1"),
+        (f"{STDLIB}:baseline_3", ["data.path="], "data.path='' names nothing; use the path of a directory, or None"),
+        (f"{STDLIB}:baseline_3", ["training.steps={[]: 1}"], "training.steps='{\\[\\]: 1}' is str, not int"),
+        (f"{STDLIB}:baseline_3", ["training.schedule=linear"], "unknown training.schedule 'linear'"),
     ],
 )  # fmt: skip
 def test_bad_experiments_are_refused_by_field_value_rule_and_remedy(spec, overrides, message):
     with pytest.raises(UserError, match=message):
         load_config(spec, overrides)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "rule"),
+    [
+        ("training.beta1", "9", "is over 1; use 0 up to but not 1"),
+        ("training.beta1", "1", "is not below 1; use 0 up to but not 1"),
+        ("training.beta2", "1.5", "is over 1"),
+        ("training.beta2", "-0.1", "is below 0"),
+        ("training.epsilon", "-1", r"is below 0; use more than 0, to 1 \(the usual value is 1e-8\)"),
+        ("training.epsilon", "0", "is not above 0"),
+        ("training.epsilon", "1e-50", "is 0 in float32"),
+        ("training.learning_rate", "True", "is bool, not float; use 0 or more"),
+        ("training.learning_rate", "1e999", "is not finite"),
+        ("training.learning_rate", "1e39", "is infinite in float32"),
+        ("training.learning_rate", "1" + 400 * "0", "is not finite"),
+        ("training.final_learning_rate", "50", r"is over 1; use 0 to 1 \(a share of the peak\)"),
+        ("training.clip_norm", "1e999", "is not finite"),
+        ("training.spike_threshold", "-1", "is below 0"),
+        ("training.seed", "-1", "is below 0; use 0 to 4294967295"),
+        ("training.seed", str(2**32), "is over 4294967295"),
+        ("training.steps", str(2**31), "is over 2147483647"),
+        ("training.scan_layers", "1", "is int, not bool; use True or False"),
+        ("model.rope_base", "0", "is below 1"),
+        ("model.norm_eps", "-1", "is below 0"),
+        ("model.norm_eps", "0", "is not above 0"),
+        ("model.shared_weights", "0.0", "is float, not bool"),
+        ("mesh.fsdp", "0", "is below 1; use 1 or more, or None"),
+        ("mesh.fsdp", "True", "is bool, not int"),
+    ],
+)
+def test_values_without_meaning_are_refused(field, value, rule):
+    with pytest.raises(UserError, match=rf"^{field}=\S+ {rule}") as refused:
+        load_config(f"{STDLIB}:baseline_3", [f"{field}={value}"])
+    assert len(str(refused.value).splitlines()) == 1 and len(str(refused.value)) < 250
+
+
+def test_every_field_has_one_rule_and_every_rule_a_field():
+    tree = load_config(f"{STDLIB}:baseline_3").to_dict()
+    assert set(FIELDS) == {f"{section}.{field}" for section, fields in tree.items() for field in fields}
+
+
+BASE = load_config(f"{STDLIB}:separate_2x3").to_dict()
+ANYTHING = st.one_of(
+    st.integers(),
+    st.floats(),
+    st.booleans(),
+    st.none(),
+    st.text(max_size=9),
+    st.sampled_from([-1, 0, 1, 2**31, 2**32, 10**400, 1e-320, -0.0, "none", b"", [], {}, (1,), 1j]),
+)
+
+
+@given(st.sampled_from(sorted(FIELDS)), ANYTHING)
+def test_any_value_is_taken_as_it_is_or_refused_in_one_line_by_its_name(name, value):
+    section, field = name.split(".")
+    default = BASE[section][field]
+    try:
+        config = Config.from_dict(BASE | {section: BASE[section] | {field: value}})
+    except UserError as error:
+        (line,) = str(error).splitlines()
+        assert field in line and (
+            "; use " in line or "; known: " in line or "; did you mean" in line or "lower" in line
+        )
+        return
+    found = getattr(getattr(config, section), field)
+    assert found == value
+    if isinstance(default, bool):
+        assert isinstance(found, bool)
+    elif isinstance(default, int | float):
+        assert type(found) is type(default) and math.isfinite(found) and found >= 0
+    assert from_json(to_json(config)) == config
+
+
+def test_divisors_of_large_numbers_take_no_time():
+    assert divisors(36) == [1, 2, 3, 4, 6, 9, 12, 18, 36]
+    assert divisors(2**31 - 1) == [1, 2**31 - 1]
 
 
 def test_overrides_are_literals_and_come_last():
@@ -115,3 +203,13 @@ def test_stored_configs_of_another_schema_are_refused():
         Config.from_dict(tree | {"models": {}})
     with pytest.raises(UserError, match="model.vocab_size is missing"):
         Config.from_dict(tree | {"model": {}})
+    for damaged in ([], None, "x", tree | {"model": []}, tree | {1: {}}):
+        with pytest.raises(UserError, match="table|unknown config section '1'"):
+            Config.from_dict(damaged)
+
+
+def test_a_config_that_an_earlier_build_stored_keeps_its_learning_rates():
+    stored = json.loads(pathlib.Path("tests/data/earlier_build.json").read_text())["config"]
+    assert Config.from_dict(stored).training.schedule == "cosine_from_zero"
+    assert from_json(to_json(Config.from_dict(stored))).training.schedule == "cosine_from_zero"
+    assert load_config(f"{STDLIB}:baseline_3").training.schedule == "cosine"

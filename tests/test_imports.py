@@ -15,7 +15,7 @@ LEVELS = [
         *("bucket", "errors", "files", "host_memory", "hardware", "hosts", "libtpu", "local_processes", "printable"),
         *("rules", "__init__"),
     },
-    {"config"},
+    {"config", "config_rules"},
     {"experiment", "division", "mesh", "sharding"},
     {"distributed", "fingerprint"},
     {"model", "data"},

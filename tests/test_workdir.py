@@ -1,6 +1,7 @@
 """A run's directory: whose it is, also on several hosts, and that a kill at any moment leaves it usable."""
 
 import dataclasses
+import json
 import os
 
 import jax
@@ -118,3 +119,19 @@ def test_what_looks_claimed_is_foreign_without_the_lock_of_a_run(tmp_path):
     with pytest.raises(UserError, match="is not empty and was not made by stagjax train"), workdir.owned(run):
         pass
     assert [path.name for path in run.iterdir()] == ["manifest.json"]
+
+
+def test_only_the_rates_of_an_earlier_build_are_taken_over(tmp_path, config):
+    assert workdir.resumed(tmp_path, config) is config
+    stored = config.to_dict()
+    del stored["training"]["schedule"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert workdir.resumed(tmp_path, config).training.schedule == "cosine_from_zero"
+    seeded = dataclasses.replace(config, training=dataclasses.replace(config.training, seed=1))
+    with pytest.raises(UserError, match="1 differing: training.seed: 0 -> 1; use a new"):
+        workdir.resumed(tmp_path, seeded)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    assert workdir.resumed(tmp_path, config) == config
+    old = dataclasses.replace(config, training=dataclasses.replace(config.training, schedule="cosine_from_zero"))
+    with pytest.raises(UserError, match="training.schedule: 'cosine' -> 'cosine_from_zero'"):
+        workdir.resumed(tmp_path, old)

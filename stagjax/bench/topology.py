@@ -12,7 +12,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from stagjax import libtpu
-from stagjax.config import divisors
+from stagjax.config_rules import divisors
 from stagjax.errors import UserError, unknown
 from stagjax.mesh import coordinates
 

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from stagjax.config import ModelConfig, divisors
+from stagjax.config import ModelConfig
+from stagjax.config_rules import divisors
 from stagjax.errors import UserError
 from stagjax.mesh import DecodeMesh, decoding_mesh
 from stagjax.model.stagformer import Params, abstract_params

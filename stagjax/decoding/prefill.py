@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from stagjax.config import divisors
+from stagjax.config_rules import divisors
 from stagjax.decoding.cache import DecodeState, LayerCache, from_prefill
 from stagjax.decoding.placement import RECURRENT, DecodeParams, Placement
 from stagjax.decoding.slices import Slices

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from stagjax.config import Config, ModelConfig, divisors
+from stagjax.config import Config, ModelConfig
+from stagjax.config_rules import COSINE, divisors
 from stagjax.errors import UserError, unknown
 from stagjax.fingerprint import describe
 from stagjax.model.stagformer import Params, abstract_params, init_params
@@ -68,7 +69,9 @@ def convert_config(
         raise UserError("a conversion without a change is a copy; give --to, or fields of the model: --config.model...")
     mesh = dataclasses.replace(config.mesh, stack=1)
     # By way of plain data, which checks types too.
-    converted = Config.from_dict(dataclasses.replace(config, mesh=mesh).to_dict() | {"model": vars(model) | fields})
+    training = dataclasses.replace(config.training, schedule=COSINE)  # a new run, whatever build trained the old one
+    new = dataclasses.replace(config, training=training, mesh=mesh)
+    converted = Config.from_dict(new.to_dict() | {"model": vars(model) | fields})
     _keeps_all(model, converted.model)
     return converted
 

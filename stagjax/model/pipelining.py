@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
-from stagjax.config import Config, ModelConfig, divisors
+from stagjax.config import Config, ModelConfig
+from stagjax.config_rules import divisors
 from stagjax.model.attention import shift_memory
 from stagjax.model.layers import Rotary
 from stagjax.model.stagformer import Params, embed, row_attends, run_stack, weight_sets

@@ -16,6 +16,7 @@ from stagjax import distributed
 from stagjax import workdir as workdirs
 from stagjax.checkpoints.saving import Checkpoints
 from stagjax.config import Config
+from stagjax.config_rules import COSINE_FROM_ZERO
 from stagjax.data.corpus import Corpus, load_corpus
 from stagjax.data.loader import RowLoader
 from stagjax.errors import RunFailed
@@ -83,7 +84,7 @@ def train(
     with workdirs.owned(workdir) as directory, Interrupts() as interrupts:
         goodput = _account(directory.path)
         with goodput.phase("start"):
-            workdirs.check_config(directory.path, config)
+            config = workdirs.resumed(directory.path, config)
             origin = find_origin(workdir, config.model, init_from, directory.path)
             corpus = load_corpus(config.data, config.model.vocab_size)
             if origin:
@@ -111,6 +112,8 @@ def train(
                     progress.note(pipeline_report(config, mesh))
                 if start:
                     progress.note(f"going on from step {start}")
+                if config.training.schedule == COSINE_FROM_ZERO:
+                    progress.note(f"learning rates are those of earlier builds: training.schedule={COSINE_FROM_ZERO}")
                 if start >= config.training.steps:
                     progress.note(f"step {config.training.steps} is the last one: there is nothing left to train")
                     return Summary(start, {})

@@ -132,6 +132,8 @@ def test_a_combination_may_be_added_and_the_mesh_of_training_is_not_kept():
     np.testing.assert_array_equal(logits(target, new, tokens_BT), logits(source, params, tokens_BT))
     pipelined = dataclasses.replace(experiment(tiny(num_stacks=3, combine="linear")), mesh=MeshConfig(stack=3))
     assert convert_config(pipelined, changes={"max_length": 65}).mesh.stack == 1
+    earlier = dataclasses.replace(pipelined, training=TrainingConfig(schedule="cosine_from_zero"))
+    assert convert_config(earlier, changes={"max_length": 65}).training.schedule == "cosine"
 
 
 def test_layers_by_another_name_are_refused():

@@ -314,3 +314,23 @@ def test_a_window_behind_the_end_is_refused_before_anything_is_done(train):
     workdir, error, _ = train("late", profile=Window(90, 99), steps=12)
     assert "--profile-steps=90:99 ends after the last step, training.steps=12" in str(error)
     assert not workdir.exists()
+
+
+def test_a_run_that_an_earlier_build_began_goes_on_with_its_rates(train, folder):
+    workdir, schedule = folder / "earlier", {"learning_rate": 1.0, "warmup_steps": 2, "steps": 3, "weight_decay": 0.0}
+    _, error, _ = train("earlier", {"nonfinite": [0]}, schedule="cosine_from_zero", **schedule)
+    assert isinstance(error, RunFailed)
+    stored = json.loads((workdir / "config.json").read_text())
+    del stored["training"]["schedule"]  # earlier builds had but one, and did not store it
+    (workdir / "config.json").write_text(json.dumps(stored))
+    _, summary, out = train("earlier", **schedule)
+    assert summary.step == 3, summary
+    assert "learning rates are those of earlier builds: training.schedule=cosine_from_zero" in out
+    rates = [line["train/learning_rate"] for line in read_metrics(workdir) if "train/learning_rate" in line]
+    assert rates == [0.0, 0.5, 1.0]
+    assert json.loads((workdir / "config.json").read_text())["training"]["schedule"] == "cosine_from_zero"
+    _, summary, out = train("of this build", **schedule)
+    rates = [
+        line["train/learning_rate"] for line in read_metrics(folder / "of this build") if "train/learning_rate" in line
+    ]
+    assert rates == pytest.approx([0.5, 1.0, 0.1]) and "earlier builds" not in out

@@ -1,6 +1,8 @@
 """The training step: what changes its result, and what must not."""
 
 import dataclasses
+import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +110,8 @@ def test_metrics_are_what_their_names_say(batch):
     assert float(first["bits_per_byte"]) == pytest.approx(
         float(first["loss"] * first["tokens"]) / np.log(2) / with_bytes, rel=1e-5
     )
-    assert [float(m["learning_rate"]) for m in (first, second, third)] == pytest.approx([0, 5e-3, 1e-2])
+    rates = [5e-3, 1e-2, 1e-3 + 9e-3 * (1 + np.cos(np.pi / 8)) / 2]
+    assert [float(m["learning_rate"]) for m in (first, second, third)] == pytest.approx(rates)
 
 
 @pytest.mark.parametrize("name", ["baseline", "shared", "separate_3_linear", "window_1", "parallel"])
@@ -143,15 +146,41 @@ def test_decay_acts_on_matrices_other_than_the_embeddings():
     assert float(jnp.abs(updates["embedding"]).max()) == 0
 
 
-def test_the_schedule_warms_up_and_ends_at_a_tenth():
-    schedule = learning_rate_schedule(TrainingConfig(learning_rate=2.0, warmup_steps=10, steps=110))
-    assert [float(schedule(t)) for t in (0, 5, 10, 60, 110)] == pytest.approx([0, 1, 2, 1.1, 0.2])
+def rates_of(**training):
+    training = TrainingConfig(**training)
+    return [float(learning_rate_schedule(training)(done)) for done in range(training.steps)]
 
 
-@pytest.mark.parametrize(("warmup", "steps", "wanted"), [(4, 4, [0, 0.5, 1, 1.5]), (0, 1, [2]), (0, 0, [2])])
+def test_the_schedule_reaches_its_peak_with_the_warm_up_and_its_end_with_the_run():
+    rates = rates_of(learning_rate=2.0, warmup_steps=10, steps=110)
+    assert [rates[step - 1] for step in (1, 5, 9, 10, 60)] == pytest.approx([0.2, 1, 1.8, 2, 1.1])
+    assert (max(rates), rates[-1]) == (2.0, np.float32(0.2))
+    assert rates[:10] == sorted(rates[:10]) and rates[9:] == sorted(rates[9:], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "steps", "wanted"),
+    [
+        (4, 4, [0.5, 1, 1.5, 2]),
+        (1, 1, [2]),
+        (0, 1, [0.2]),
+        (0, 3, [2, 1.1, 0.2]),
+        (1, 3, [2, 1.1, 0.2]),
+        (2, 3, [1, 2, 0.2]),
+    ],
+)
 def test_a_run_may_be_all_warm_up_or_have_none(warmup, steps, wanted):
-    schedule = learning_rate_schedule(TrainingConfig(learning_rate=2.0, warmup_steps=warmup, steps=steps))
-    assert [float(schedule(t)) for t in range(max(steps, 1))] == pytest.approx(wanted)
+    assert rates_of(learning_rate=2.0, warmup_steps=warmup, steps=steps) == pytest.approx(wanted)
+
+
+def test_the_last_step_of_ten_takes_a_tenth_of_the_peak():
+    assert rates_of(learning_rate=1.0, warmup_steps=2, steps=10)[-1] == np.float32(0.1)
+
+
+def test_runs_of_earlier_builds_keep_their_rates():
+    earlier = json.loads(pathlib.Path("tests/data/earlier_build.json").read_text())
+    schedule = learning_rate_schedule(Config.from_dict(earlier["config"]).training)
+    assert [float(schedule(done)) for done in range(6)] == earlier["learning_rates"]
 
 
 def test_a_seed_decides_the_parameters():

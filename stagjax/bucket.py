@@ -42,7 +42,7 @@ def is_bucket(path: Any) -> bool:
 
 def absolute(path: Any) -> Any:
     """Return a path from the root; one in a bucket is, and would be taken for one below this directory."""
-    return path if is_bucket(path) else path.expanduser().resolve()
+    return path if is_bucket(path) else pathlib.Path(path).resolve()
 
 
 def file_system() -> Any:

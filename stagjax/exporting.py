@@ -27,7 +27,7 @@ from stagjax.config import Config, to_json
 from stagjax.config_rules import COSINE
 from stagjax.data.manifest import Manifest
 from stagjax.errors import RunFailed, UserError, unknown
-from stagjax.files import new_directory, write_whole
+from stagjax.files import check_place, new_directory, write_whole
 from stagjax.model.conversion import DEFAULT_LAYERS, check_layers, convert_config, convert_params
 from stagjax.training.initial import RECORD, origin_of
 from stagjax.training.state import abstract_state, state_around
@@ -107,6 +107,7 @@ def import_model(
       UserError: `source` is no export, `workdir` exists or cannot be written.
       RunFailed: the export is damaged, or the disk is full.
     """
+    check_place(workdir, "--workdir")
     if not exported.is_export(source):
         raise UserError(
             f"{source} is no export: it has no {exported.FACTS}; give what `stagjax checkpoint export` wrote"
@@ -171,6 +172,7 @@ def convert_model(
       UserError: a conversion that makes no sense, no such model, an `output` that exists or cannot be written.
       RunFailed: the source is damaged, or the disk is full.
     """
+    check_place(output, "--output")
     metadata = read_metadata(source, checkpoint)
     config = Config.from_dict(metadata["config"])
     converted = convert_config(config, to, num_stacks, changes)

@@ -46,6 +46,26 @@ def text_lines(text: str) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
+def check_place(path: Any, flag: str) -> None:
+    """Raise `UserError` for a directory, of this machine or in a bucket, that checkpoints cannot be kept in.
+
+    Below it Orbax would look for the parts of a checkpoint by a glob pattern, in which the name stands as it is, and
+    TensorStore would read the name as part of a URL; and checkpoints would be lost.
+    """
+    text = os.fspath(path)
+    whole = text.removeprefix("gs://") if text.startswith("gs://") else os.fspath(pathlib.Path(path).resolve())
+    bad = [character for character in "*?[\\" if character in whole]
+    bad += ["gs:"] if "gs:/" in f"{whole}/" else []
+    bad += ["~"] if text.startswith("~") else []
+    try:
+        whole.encode()
+    except UnicodeEncodeError:
+        bad.append("bytes that are not UTF-8")
+    if bad:
+        remedy = "the shell has left it as it is: give the whole path" if "~" in bad else "give another directory"
+        raise UserError(f"{flag}={whole!r} has {' and '.join(bad)} in its path; {remedy}")
+
+
 def write_whole(path: pathlib.Path, text: str) -> None:
     """Replace the file at `path` by one that holds `text`; raise `OSError` and leave it as it was if that fails."""
     partial = path.with_name(path.name + ".partial")

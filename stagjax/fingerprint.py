@@ -22,11 +22,10 @@ def fingerprint(tree: Any) -> dict[str, int]:
     Args:
       tree: pytree of arrays or scalars of up to 64 bits.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    if not leaves:
+    named = leaves(tree)
+    if not named:
         return {}
-    sums = np.asarray(_word_sums([leaf for _, leaf in leaves]))
-    return {_name(path): int(value) for (path, _), value in zip(leaves, sums, strict=True)}
+    return {name: int(value) for name, value in zip(named, np.asarray(_word_sums([*named.values()])), strict=True)}
 
 
 def checksum(array: np.ndarray) -> int:
@@ -47,8 +46,12 @@ def describe(tree: Any) -> dict[str, str]:
     Args:
       tree: pytree of arrays or `jax.ShapeDtypeStruct`.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {_name(path): f"{x.dtype.name}[{','.join(map(str, x.shape))}]" for path, x in leaves}
+    return {name: f"{x.dtype.name}[{','.join(map(str, x.shape))}]" for name, x in leaves(tree).items()}
+
+
+def leaves(tree: Any) -> dict[str, Any]:
+    """Return the leaves of a pytree, keyed by their paths ("params/embedding")."""
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def digest(tree: Mapping[str, Any]) -> str:
@@ -57,8 +60,8 @@ def digest(tree: Mapping[str, Any]) -> str:
 
 
 @jax.jit
-def _word_sums(leaves: list[jax.Array]) -> jax.Array:
-    return jnp.stack([_word_sum(jnp.asarray(leaf)) for leaf in leaves])
+def _word_sums(arrays: list[jax.Array]) -> jax.Array:
+    return jnp.stack([_word_sum(jnp.asarray(array)) for array in arrays])
 
 
 def _word_sum(leaf: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ from stagjax.config_rules import COSINE_FROM_ZERO
 from stagjax.data.manifest import Manifest, differences
 from stagjax.data.prepared import vocabulary_spec
 from stagjax.errors import RunFailed, UserError
-from stagjax.files import write_whole
+from stagjax.files import check_place, write_whole
 
 CONFIG, MANIFEST, VOCABULARY, LOCK = "config.json", "manifest.json", "vocabulary.model", ".lock"
 
@@ -56,10 +56,11 @@ def owned(workdir: pathlib.Path) -> Iterator[Directory]:
       workdir: a directory, of this machine or in a bucket (`files.directory`).
 
     Raises:
-      UserError: it cannot be created, belongs to something else, another run is training in it, or hosts do not share
-        it.
+      UserError: checkpoints cannot be kept under its name, it cannot be created, belongs to something else, another
+        run is training in it, or hosts do not share it.
       RunFailed: the bucket did not take what the run left.
     """
+    check_place(workdir, "--workdir")
     if bucket.is_bucket(workdir):
         with bucket.mirrored(os.fspath(workdir), writes=jax.process_index() == 0) as mirror:
             _refuse_foreign(mirror.path, workdir)

@@ -15,11 +15,13 @@ from jax.experimental.layout import Format, Layout
 
 import stagjax
 from stagjax.checkpoints import exported, tensor_files
+from stagjax.checkpoints.inspection import inspect
 from stagjax.checkpoints.origin import parse, read_metadata, read_model
 from stagjax.checkpoints.saving import Checkpoints, content_key
 from stagjax.checkpoints.tensor_files import TensorFiles, write_tensors
 from stagjax.data.vocabulary import ByteVocabulary
 from stagjax.errors import RunFailed, UserError
+from stagjax.evaluation.subjects import subjects_of
 from stagjax.exporting import export_model, import_model
 from stagjax.mesh import DecodeMesh, decoding_mesh
 from stagjax.model.stagformer import abstract_params
@@ -261,3 +263,32 @@ def test_a_full_disk_leaves_nothing_behind(workdir, tmp_path):
 )
 def test_a_place_with_its_checkpoint(spec, path, checkpoint):
     assert (str(parse(spec)[0]), parse(spec)[1]) == (path, checkpoint)
+
+
+def test_no_other_checkpoint_is_taken_for_one_whose_metadata_are_damaged(workdir, corpus, tmp_path):
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "4" / "metadata" / "metadata").write_text("")
+    run, model = tmp_path / "run", tiny_run("separate_2x3", corpus).model
+    for read in (
+        lambda: stagjax.load(run),
+        lambda: stagjax.load(run, "best"),
+        lambda: stagjax.load(run / "checkpoints" / "4"),
+        lambda: export_model(run, tmp_path / "export"),
+        lambda: inspect(run),
+        lambda: find_origin(tmp_path / "new", model, str(run)),
+        lambda: subjects_of("run", str(run), ["all"]),
+    ):
+        with pytest.raises(RunFailed, match=r"checkpoints/4 is damaged \(metadata: .*\).*; name another \(.*\): 2, 6$"):
+            read()
+    assert read_metadata(run, "latest")["step"] == find_origin(tmp_path / "new", model, f"{run}:latest").step == 6
+    assert [row["validity"][:7] for row in inspect(run, 2)["checkpoints"]] == ["whole, ", "damaged", "whole, "]
+
+
+def test_a_directory_whose_name_ends_in_a_step_is_itself(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "lr:4")
+    assert parse(f"{tmp_path}/lr:4") == (tmp_path / "lr:4", None)
+    assert parse(f"{tmp_path}/lr:4:best") == (tmp_path / "lr:4", "best")
+    (tmp_path / "lr").mkdir()
+    with pytest.raises(UserError, match="lr:4 is a directory, and .*lr is one, too; write .*lr:4:best, or"):
+        parse(f"{tmp_path}/lr:4")
+    assert parse(f"{tmp_path}/lr/./:4") == (tmp_path / "lr", 4)

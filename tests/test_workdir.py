@@ -3,15 +3,20 @@
 import dataclasses
 import json
 import os
+import pathlib
 
 import jax
 import pytest
 
-from stagjax import distributed, workdir
+from stagjax import distributed, files, workdir
+from stagjax.checkpoints.saving import Checkpoints
+from stagjax.cli import main
 from stagjax.config import Config
 from stagjax.data.manifest import Manifest
 from stagjax.errors import UserError
 from stagjax.experiment import load_config
+from stagjax.exporting import convert_model, import_model
+from stagjax.training.loop import train
 
 MANIFEST = Manifest("jsonl", "small", "f0", 256, 5, 2, 20, "c0", "r0", 1, 10, "c1", "r1")
 
@@ -135,3 +140,45 @@ def test_only_the_rates_of_an_earlier_build_are_taken_over(tmp_path, config):
     old = dataclasses.replace(config, training=dataclasses.replace(config.training, schedule="cosine_from_zero"))
     with pytest.raises(UserError, match="training.schedule: 'cosine' -> 'cosine_from_zero'"):
         workdir.resumed(tmp_path, old)
+
+
+@pytest.mark.parametrize("name", ["[1]", "lr[1e-3]", "a*", "a?/b", "a\\b", "gs:", "x gs:/y", "\udcff", "~/run"])
+def test_a_name_that_checkpoints_cannot_be_kept_under_is_refused_before_anything_is_made(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for use in (
+        lambda place: train(None, pathlib.Path(place)),
+        lambda place: import_model(tmp_path, pathlib.Path(place)),
+        lambda place: convert_model(tmp_path, pathlib.Path(place), to="shared"),
+        lambda place: main(["train", "--config=none", f"--workdir={place}"]),
+    ):
+        try:
+            assert use(name) == 2
+        except UserError as error:
+            assert "in its path; " in str(error)
+    if name != "~/run":
+        with pytest.raises(UserError, match="in its path; give another directory"):
+            files.check_place(f"gs://bucket/{name}", "--workdir")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_in_which_a_bad_name_is_the_working_one_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "[1]").mkdir()
+    monkeypatch.chdir(tmp_path / "[1]")
+    with pytest.raises(UserError, match=r"/\[1\]/run' has \[ in its path"), workdir.owned(pathlib.Path("run")):
+        pass
+    files.check_place("gs://bucket/run", "--workdir")
+
+
+def test_any_other_name_keeps_what_is_saved_in_it(tmp_path):
+    real = tmp_path / "real"
+    real.mkdir()
+    (tmp_path / "link").symlink_to(real)
+    odd = "50% #1 {a,b} gs:x ~ \u65e5\u672c\n;$HOME 'x'"
+    for place, path in ((tmp_path / odd, tmp_path / odd), (tmp_path / "link" / ".." / "up", tmp_path / "up")):
+        with workdir.owned(place):
+            checkpoints = Checkpoints(place, keep_last=1)
+            checkpoints.save(1, {"params": {"x": jax.numpy.arange(3.0)}}, {}, {}, 1.0)
+            checkpoints.close()
+        assert (path / "checkpoints" / "1").is_dir()
+        read, _ = Checkpoints(path, keep_last=1, read_only=True).restore_params("best")
+        assert read["x"].tolist() == [0, 1, 2]

@@ -17,9 +17,15 @@ from stagjax.workdir import VOCABULARY
 
 
 def parse(spec: str) -> tuple[pathlib.Path, str | int | None]:
-    """Read "PATH[:best|:latest|:STEP]"."""
+    """Read "PATH[:best|:latest|:STEP]"; raise `UserError` where directories of both readings are there."""
     path, colon, checkpoint = spec.rpartition(":")
     if not colon or not (checkpoint in ("best", "latest") or checkpoint.isdecimal()):
+        return directory(spec), None
+    if not bucket.is_bucket(spec) and directory(spec).exists():
+        if directory(path).exists():
+            raise UserError(
+                f"{spec} is a directory, and {path} is one, too; write {spec}:best, or {path}/./:{checkpoint}"
+            )
         return directory(spec), None
     return directory(path), int(checkpoint) if checkpoint.isdecimal() else checkpoint
 
@@ -37,8 +43,9 @@ def read_metadata(path: pathlib.Path, checkpoint: str | int | None = None) -> di
     """
     if exported.is_export(path):
         return _of_export(path, checkpoint, lambda: exported.read_metadata(path))
-    checkpoints, step = _of_workdir(path, checkpoint)
-    return checkpoints.read_metadata(step)
+    with _readable(path):
+        checkpoints, step = _of_workdir(path, checkpoint)
+        return checkpoints.read_metadata(step)
 
 
 def read_model(
@@ -48,7 +55,7 @@ def read_model(
 
     Args:
       path: as for `read_metadata`.
-      checkpoint: likewise; "latest" passes over damaged checkpoints.
+      checkpoint: likewise; it is this one that is read, or none.
       layout: from the parameters' shapes to their shardings; None for the default device.
 
     Raises:
@@ -57,8 +64,9 @@ def read_model(
     """
     if exported.is_export(path):
         return _of_export(path, checkpoint, lambda: exported.read_params(path, layout))
-    checkpoints, step = _of_workdir(path, checkpoint)
-    return checkpoints.restore_params(step, layout)
+    with _readable(path):
+        checkpoints, step = _of_workdir(path, checkpoint)
+        return checkpoints.restore_params(step, layout)
 
 
 def workdir_of(path: pathlib.Path) -> pathlib.Path:
@@ -116,7 +124,16 @@ def _of_export(path: pathlib.Path, checkpoint: str | int | None, read: Callable[
         return read()
 
 
-def _of_workdir(path: pathlib.Path, checkpoint: str | int | None) -> tuple[Checkpoints, str | int | None]:
+@contextlib.contextmanager
+def _readable(path: pathlib.Path) -> Iterator[None]:
+    """Raise `UserError` where a workdir cannot be looked at."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}; see its owner and permissions") from error
+
+
+def _of_workdir(path: pathlib.Path, checkpoint: str | int | None) -> tuple[Checkpoints, str | int]:
     place = bucket.absolute(path)
     workdir = workdir_of(place)
     if not bucket.is_dir(workdir / CHECKPOINTS):
@@ -129,4 +146,7 @@ def _of_workdir(path: pathlib.Path, checkpoint: str | int | None) -> tuple[Check
         if checkpoint not in (None, int(place.name)):
             raise UserError(f"{path} is checkpoint {place.name}, not {checkpoint}; name one of them")
         return checkpoints, int(place.name)
-    return checkpoints, checkpoints.best() if checkpoint is None else checkpoint
+    if checkpoint is None:
+        best = checkpoints.best()
+        checkpoint = "latest" if best is None else best
+    return checkpoints, checkpoint

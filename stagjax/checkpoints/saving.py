@@ -11,14 +11,25 @@ import rich.console
 from etils import epath
 
 from stagjax import distributed
-from stagjax.bucket import CHECKPOINTS, absolute
-from stagjax.checkpoints.stored import DamagedError, draining_loops, read_metadata, read_params, read_state, reason
+from stagjax.bucket import CHECKPOINTS, absolute, is_bucket
+from stagjax.checkpoints.stored import (
+    DamagedError,
+    draining_loops,
+    read_metadata,
+    read_params,
+    read_state,
+    reason,
+    verify,
+)
 from stagjax.errors import RunFailed, UserError
 from stagjax.fingerprint import describe, digest, fingerprint
 from stagjax.reporting.console import plain
 
 TEMPORARY = ".orbax-checkpoint-tmp"
 """What Orbax puts into the name of a directory that it has not finished."""
+
+COMMIT_SUCCESS_FILE = "commit_success.txt"
+"""What it writes last into one in a bucket."""
 
 
 def print_warning(text: str) -> None:
@@ -54,7 +65,8 @@ class Checkpoints:
         warn: Callable[[str], None] = print_warning,
         keep_every: int | None = None,
     ):
-        self.directory = absolute(epath.Path(workdir)) / CHECKPOINTS
+        # By the system's own meaning of ".." and links, which epath does not ask for.
+        self.directory = epath.Path(absolute(workdir)) / CHECKPOINTS
         self.keep_last, self.keep_every = keep_last, keep_every
         self._read_only = read_only
         self._warn = warn
@@ -64,6 +76,8 @@ class Checkpoints:
         # What a writer has read once: with `keep_every` there are many, and each may be a request to a bucket.
         self._known: dict[int, dict[str, Any]] = {}
         self._saving: int | None = None
+        # Whether something was read back from here: until then nothing is known to have been saved.
+        self._proved = False
         if not read_only:
             distributed.set_last_words(self._last_words)
         if not read_only and jax.process_index() == 0:
@@ -83,6 +97,8 @@ class Checkpoints:
         skipped_batches: Sequence[tuple[int, int]] = (),
     ) -> None:
         """Start to write a checkpoint, and return when `state` may be donated; a step that is there is left alone.
+
+        The first one of a run is waited for, read back and compared with its checksums.
 
         Args:
           step: names the checkpoint.
@@ -128,6 +144,8 @@ class Checkpoints:
             )
         except Exception as error:
             raise self._failure(error) from error
+        if not self._proved:
+            self.wait()
 
     def wait(self) -> None:
         """Wait until everything is written, then remove what is no longer kept.
@@ -143,6 +161,7 @@ class Checkpoints:
             self._while_saving.close()
         if self._saving is not None:
             self._damaged.discard(self._saving)
+            self._prove()
             self._saving = None
             try:
                 self._prune()
@@ -150,6 +169,25 @@ class Checkpoints:
                 raise RunFailed(
                     f"{self.directory} cannot be cleared of old checkpoints: {reason(error)}; {self.last_good()}"
                 ) from error
+
+    def _prove(self) -> None:
+        """Read back what was just saved, unless something was before; process 0 reads, for all."""
+        if self._proved:
+            return
+        damage = None
+        if jax.process_index() == 0:
+            try:
+                verify(self._path(self._saving))
+            except DamagedError as error:
+                damage = str(error)
+        damage = distributed.gather("first checkpoint", damage)[0]
+        if damage:
+            self._damaged.add(self._saving)
+            if jax.process_index() == 0:
+                with contextlib.suppress(OSError):
+                    self._remove(self._saving)
+            raise self._failure(DamagedError(f"read back, it is not what was saved: {damage}"))
+        self._proved = True
 
     def check(self) -> None:
         """Raise as `wait` does if the save in the background has failed by now; wait for nothing."""
@@ -173,7 +211,10 @@ class Checkpoints:
             self._writer.close()
 
     def steps(self) -> list[int]:
-        """Return the steps of complete checkpoints in ascending order, without those found to be damaged."""
+        """Return the steps of checkpoints whose metadata can be read, in ascending order, as far as this process sees.
+
+        Those whose arrays were found to be damaged are left out.
+        """
         return sorted(self._readable())
 
     def latest(self) -> int | None:
@@ -181,8 +222,19 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """Return the step with the lowest validation loss (the newest of equals), or None if none has one."""
-        return _best(self._readable())
+        """Return the step with the lowest validation loss (the newest of equals), or None if none has one.
+
+        Raises:
+          RunFailed: a checkpoint's metadata are damaged, so that it may be the best.
+        """
+        found = {}
+        for step in self.present():
+            try:
+                found[step] = read_metadata(self._path(step))
+            except DamagedError as error:
+                if self._path(step).exists():  # or it was removed meanwhile, by the run that has saved a newer one
+                    raise self._refusal(step, error, "and may be the best") from error
+        return _best(found)
 
     def last_good(self) -> str:
         """Say which checkpoint a run that fails now leaves behind, for its message; one being saved is waited for."""
@@ -214,18 +266,32 @@ class Checkpoints:
           RunFailed: there are checkpoints, and all are damaged.
         """
         self.wait()
-        among = self._present(validated)
-        if step is None and not among:
+        read = lambda path: read_state(path, abstract_state)
+        if step is not None:
+            return self._named(step, read)
+        reasons = []
+        for candidate in reversed(present := self.present(validated)):
+            try:
+                state, metadata = read(self._path(candidate))
+            except DamagedError as error:
+                self._damaged.add(candidate)
+                reasons.append(f"{self._path(candidate)} is damaged ({error})")
+                self._warn(f"{reasons[-1]}; it is skipped")
+            else:
+                self._proved = True
+                return state, metadata
+        if not present:
             return None
-        return self._first_whole(step, lambda path: read_state(path, abstract_state), among)
+        remedy = "remove it" if len(present) == 1 else "remove them"
+        raise RunFailed(f"{'; '.join(reasons)}; {remedy} to start anew")
 
     def restore_params(
-        self, step: int | str | None = None, layout: Callable[[Any], Any] | None = None
+        self, step: int | str = "latest", layout: Callable[[Any], Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Read `state["params"]` alone.
+        """Read `state["params"]` alone, of this checkpoint and no other.
 
         Args:
-          step: a step, "best", or "latest" (as None), which passes over damaged checkpoints.
+          step: a step, "best" or "latest".
           layout: from the parameters' shapes to their shardings; None for the default device.
 
         Raises:
@@ -233,60 +299,62 @@ class Checkpoints:
           RunFailed: it is damaged.
         """
         self.wait()
-        return self._first_whole(self._resolve(step), lambda path: read_params(path, layout))
+        return self._named(step, lambda path: read_params(path, layout))
 
-    def read_metadata(self, step: int | str | None = None) -> dict[str, Any]:
+    def read_metadata(self, step: int | str = "latest") -> dict[str, Any]:
         """Return a checkpoint's metadata without reading its arrays; arguments and errors as `restore_params`."""
-        return self._first_whole(self._resolve(step), read_metadata)
+        return self._named(step, read_metadata)
 
-    def _first_whole(
-        self, step: int | None, read: Callable[[epath.Path], Any], among: Sequence[int] | None = None
-    ) -> Any:
-        present = self._present() if among is None else among
+    def _named(self, step: int | str, read: Callable[[epath.Path], Any]) -> Any:
+        present = self.present()
         if not present:
             raise UserError(f"there is no checkpoint in {self.directory}; train first, or correct --workdir")
-        if step is not None and step not in present:
+        found = {"best": self.best, "latest": lambda: present[-1]}[step]() if isinstance(step, str) else step
+        if found is None:
+            raise UserError(f"no checkpoint in {self.directory} has a validation loss; use latest or a step")
+        if found not in present:
             raise UserError(
-                f"there is no checkpoint {step} in {self.directory}; use one of {', '.join(map(str, present))}"
+                f"there is no checkpoint {found} in {self.directory}; use one of {', '.join(map(str, present))}"
             )
-        reasons = []
-        for candidate in reversed(present) if step is None else [step]:
-            try:
-                return read(self._path(candidate))
-            except DamagedError as error:
-                self._damaged.add(candidate)
-                reasons.append(f"{self._path(candidate)} is damaged ({error})")
-                if step is None:
-                    self._warn(f"{reasons[-1]}; it is skipped")
-        remedy = "remove it to start anew" if len(present) == 1 else "remove what is damaged, or choose another step"
-        raise RunFailed(f"{'; '.join(reasons)}; {remedy}")
+        try:
+            return read(self._path(found))
+        except DamagedError as error:
+            self._damaged.add(found)
+            raise self._refusal(found, error) from error
 
-    def _resolve(self, step: int | str | None) -> int | None:
-        if step == "best":
-            best = self.best()
-            if best is None and self._all_steps():
-                raise UserError(f"no checkpoint in {self.directory} has a validation loss; use latest or a step")
-            return best
-        return None if step == "latest" else step
+    def _refusal(self, step: int, damage: DamagedError, more: str = "") -> RunFailed:
+        """Return the error for a checkpoint that is damaged: it names it, and how to name another."""
+        others = ", ".join(str(other) for other in self._all_steps() if other != step)
+        remedy = "there is no other; copy it again, or train anew"
+        if others:
+            remedy = f"name another (--checkpoint=STEP, or DIR:STEP after --init-from): {others}"
+        return RunFailed(f"{self._path(step)} is damaged ({damage}){more and ', ' + more}; {remedy}")
 
     def _path(self, step: int) -> epath.Path:
         return self.directory / str(step)
 
-    def _all_steps(self) -> list[int]:
-        if not self.directory.exists():
-            return []
-        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdecimal())
+    def present(self, validated: bool = False) -> list[int]:
+        """Return the steps of all checkpoints, whole or damaged, in ascending order, as process 0 sees them.
 
-    def _present(self, validated: bool = False) -> list[int]:
-        """Return the steps that process 0 sees, for all processes to go through in the same order.
-
-        Of those that are known to have no validation loss, none if `validated`.
+        Those that are known to have no validation loss are left out if `validated`.
         """
         steps = self._all_steps()
         if validated:
             readable = self._readable()
             steps = [step for step in steps if step not in readable or _loss(readable[step]) is not None]
         return distributed.gather("checkpoints", steps)[0]
+
+    def _all_steps(self) -> list[int]:
+        if not self.directory.exists():
+            return []
+        # Only as they are written: "06" is not 6.
+        named = (path for path in self.directory.iterdir() if path.name.isdecimal())
+        steps = [int(path.name) for path in named if path.name == str(int(path.name))]
+        return sorted(step for step in steps if step in self._known or self._is_complete(step))
+
+    def _is_complete(self, step: int) -> bool:
+        # In a bucket nothing is renamed: there a file says it.
+        return not is_bucket(self.directory) or (self._path(step) / COMMIT_SUCCESS_FILE).exists()
 
     def _last_words(self) -> str:
         step = self.latest()
@@ -318,8 +386,11 @@ class Checkpoints:
         if jax.process_index() == 0:
             for step in dropped & set(self._all_steps()):
                 # Renamed first, so that a run killed meanwhile leaves nothing that looks like a checkpoint.
-                self._path(step).rename(self.directory / f"{step}{TEMPORARY}-removed").rmtree()
+                self._remove(step)
         self._damaged -= dropped
+
+    def _remove(self, step: int) -> None:
+        self._path(step).rename(self.directory / f"{step}{TEMPORARY}-removed").rmtree()
 
     def _remove_temporaries(self) -> None:
         for path in self.directory.iterdir() if self.directory.exists() else ():

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
 from stagjax import distributed
 from stagjax.errors import UserError
-from stagjax.fingerprint import describe, digest, fingerprint
+from stagjax.fingerprint import checksum, describe, digest, fingerprint, leaves
 
 
 class DamagedError(Exception):
@@ -134,17 +135,19 @@ def check_shapes(path: epath.Path) -> dict[str, Any]:
     return metadata
 
 
-def verify(path: epath.Path) -> None:
-    """Read all arrays, a part of the state at a time, on the default device, and compare their checksums.
+def verify(path: epath.Path) -> dict[str, Any]:
+    """Return the metadata, once all arrays, a part of the state at a time, are read and have their checksums.
+
+    They are read into the memory of this machine, by this process alone, and no device is needed.
 
     Raises:
       DamagedError: one is not what was saved.
     """
     metadata = check_shapes(path)
     for name, shapes in _stored_shapes(path).items():
-        shardings = on_default_device(shapes)
-        abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-        _verified(_read(path, {name: abstract}), metadata)
+        restored = _read(path, {name: shapes}, ocp.RestoreArgs(restore_type=np.ndarray))
+        _compare({name: checksum(leaf) for name, leaf in leaves(restored).items()}, metadata)
+    return metadata
 
 
 def reason(error: BaseException) -> str:
@@ -200,23 +203,25 @@ def _stored_shapes(path: epath.Path) -> dict[str, Any]:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(tuple(x.shape), x.dtype), dict(tree))
 
 
-def _read(path: epath.Path, abstract: Any) -> Any:
+def _read(path: epath.Path, abstract: Any, as_what: ocp.RestoreArgs | None = None) -> Any:
+    each = as_what and jax.tree.map(lambda _: as_what, abstract)
+    restore_args = each or ocp.checkpoint_utils.construct_restore_args(abstract)
     with as_damage(), draining_loops():
         return _reader().restore(
             path / "state",
-            args=ocp.args.PyTreeRestore(
-                item=abstract,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-                partial_restore=True,
-            ),
+            args=ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args, partial_restore=True),
         )
 
 
 def _verified(restored: Any, metadata: Mapping[str, Any]) -> Any:
-    for name, checksum in fingerprint(restored).items():
-        if metadata["fingerprint"].get(name) != checksum:
-            raise DamagedError(f"{name}: not what was saved")
+    _compare(fingerprint(restored), metadata)
     return restored
+
+
+def _compare(found: Mapping[str, int], metadata: Mapping[str, Any]) -> None:
+    for name, value in found.items():
+        if metadata["fingerprint"].get(name) != value:
+            raise DamagedError(f"{name}: not what was saved")
 
 
 def _reader() -> ocp.PyTreeCheckpointHandler:

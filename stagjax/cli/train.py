@@ -4,7 +4,7 @@ import argparse
 
 from stagjax.cli import add_config_argument
 from stagjax.cli.hosts import add_host_arguments, launch, launches, start
-from stagjax.files import directory
+from stagjax.files import check_place, directory
 from stagjax.printable import one_line
 
 EPILOG = """\
@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from stagjax.hosts.facts import flat
     from stagjax.training.profiling import Window
 
+    check_place(args.workdir, "--workdir")
     config = load_config(args.config, args.overrides)
     profile = Window.parse(args.profile_steps) if args.profile_steps else None
     if launches(args):

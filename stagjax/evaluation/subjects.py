@@ -63,7 +63,7 @@ class Subject:
 
 
 def subjects_of(name: str, path: str, checkpoints: Sequence[str | int | None]) -> list[Subject]:
-    """Return the checkpoints of a run, each once, in the order of their steps.
+    """Return the checkpoints of a run, each once, in the order of their steps; one that is damaged is not left out.
 
     Args:
       name: for tables.
@@ -86,7 +86,7 @@ def subjects_of(name: str, path: str, checkpoints: Sequence[str | int | None]) -
 def _steps(path: str) -> list[int | None]:
     if is_export(directory(path)):
         return [None]
-    steps = Checkpoints(directory(path), keep_last=1, read_only=True).steps()
+    steps = Checkpoints(directory(path), keep_last=1, read_only=True).present()
     return steps or [None]  # whose reading says what is missing
 
 

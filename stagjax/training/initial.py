@@ -94,7 +94,7 @@ def find_origin(
       UserError: there is no such model, its parameters have other shapes, or the run was started from another one.
     """
     record = (files or workdir) / RECORD
-    started = Checkpoints(workdir, keep_last=1, read_only=True).steps()
+    started = Checkpoints(workdir, keep_last=1, read_only=True).present()
     if not record.exists():
         if init_from is None:
             return None

@@ -20,6 +20,7 @@ from stagjax.config_rules import COSINE_FROM_ZERO
 from stagjax.data.corpus import Corpus, load_corpus
 from stagjax.data.loader import RowLoader
 from stagjax.errors import RunFailed
+from stagjax.files import check_place
 from stagjax.hardware import chip_of
 from stagjax.mesh import training_mesh
 from stagjax.model.accounting import training_flops
@@ -76,6 +77,7 @@ def train(
       Preempted: SIGTERM; the state is saved.
       KeyboardInterrupt: Ctrl-C; the state is saved.
     """
+    check_place(workdir, "--workdir")
     mesh = training_mesh(config.mesh)
     rows = config.training.global_batch // config.training.accumulation
     check_training(config.model, mesh, rows, config.training.microbatches)

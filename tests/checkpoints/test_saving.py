@@ -74,7 +74,7 @@ def test_params_alone(tmp_path, monkeypatch):
     checkpoints, _ = opened(tmp_path, read_only=True)
     read = []
     monkeypatch.setattr(stored, "fingerprint", lambda tree: read.append(tree) or fingerprint(tree))
-    for wanted, step in ((None, 30), ("latest", 30), ("best", 20), (10, 10)):
+    for wanted, step in (("latest", 30), ("best", 20), (10, 10)):
         params, metadata = checkpoints.restore_params(wanted)
         assert_same(params, make_state(step)["params"])
         assert metadata["step"] == checkpoints.read_metadata(wanted)["step"] == step

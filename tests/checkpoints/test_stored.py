@@ -1,5 +1,6 @@
 import asyncio
 import os
+import pathlib
 import shutil
 
 import jax.numpy as jnp
@@ -93,10 +94,10 @@ def test_damage_is_named_skipped_and_repaired(two_saved, tmp_path, damage, capfd
 
     state, metadata = checkpoints.restore(abstract(make_state()))
     assert_same(state, make_state(10))
-    assert metadata["step"] == checkpoints.latest() == checkpoints.best() == 10
+    assert metadata["step"] == checkpoints.latest() == 10
     assert len(warnings) == 1
     assert f"{workdir}/checkpoints/20 is damaged (" in warnings[0]
-    with pytest.raises(RunFailed, match=r"checkpoints/20 is damaged \(.*choose another step"):
+    with pytest.raises(RunFailed, match=r"checkpoints/20 is damaged \(.*; name another \(--checkpoint=STEP, .*\): 10"):
         checkpoints.restore(abstract(make_state()), step=20)
 
     # Neither takes a place among the newest nor is removed before training has passed it.
@@ -125,16 +126,71 @@ def test_damaged_checkpoint_that_training_has_passed_is_removed(tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10", "25"]
 
 
-def test_damaged_params(tmp_path):
-    save_all(tmp_path, {10: 2.0, 20: 1.0})
-    flip_data(tmp_path / "checkpoints" / "20")
-    checkpoints, warnings = opened(tmp_path, read_only=True)
-    # Which array the bit belongs to depends on the order of writing: params, or the rest, which is not read here.
-    params, metadata = checkpoints.restore_params()
-    assert_same(params, make_state(metadata["step"])["params"])
-    assert len(warnings) == (metadata["step"] == 10)
-    empty(tmp_path / "checkpoints" / "20")
-    assert opened(tmp_path)[0].restore_params("best")[1]["step"] == 10
+FILE_DAMAGE = {
+    "missing": pathlib.Path.unlink,
+    "empty": lambda file: file.write_bytes(b""),
+    "cut": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "garbage": lambda file: file.write_bytes(b"\x00\xff{" * 30),
+    "another value": lambda file: file.write_text("[1]"),
+}
+
+
+def test_a_reader_takes_the_checkpoint_that_is_named_or_none(two_saved, tmp_path):
+    """Whichever file of it is damaged, and however."""
+    shutil.copytree(two_saved, tmp_path / "run")
+    best, wanted = tmp_path / "run" / "checkpoints" / "20", make_state(20)["params"]
+    refused = set()
+    for file in sorted(file for file in best.rglob("*") if file.is_file()):
+        content = file.read_bytes()
+        for damage in FILE_DAMAGE.values():
+            damage(file)
+            checkpoints, warnings = opened(tmp_path / "run", read_only=True)
+            for name in ("best", "latest") if file.name == "metadata" else ("best",):
+                try:
+                    params, metadata = checkpoints.restore_params(name)
+                except RunFailed as error:
+                    assert f"{best} is damaged (" in str(error) and str(error).endswith("after --init-from): 10")
+                    refused.add(file.relative_to(best).as_posix())
+                else:
+                    assert metadata["step"] == 20
+                    assert_same(params, wanted)
+            assert warnings == []
+            file.write_bytes(content)
+    assert {"metadata/metadata", "state/_METADATA", "state/manifest.ocdbt"} <= refused
+    with pytest.raises(RunFailed, match="name another"):
+        (best / "metadata" / "metadata").write_text("")
+        opened(tmp_path / "run", read_only=True)[0].best()
+    assert opened(tmp_path / "run", read_only=True)[0].restore_params(10)[1]["step"] == 10
+    shutil.rmtree(best)
+    assert opened(tmp_path / "run", read_only=True)[0].best() == 10
+
+
+def test_only_a_step_as_it_is_written_is_a_checkpoint(two_saved, tmp_path):
+    shutil.copytree(two_saved, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "20").rename(tmp_path / "run" / "checkpoints" / "020")
+    (tmp_path / "run" / "checkpoints" / "\uff12").mkdir()  # a digit of another script
+    assert opened(tmp_path / "run", read_only=True)[0].present() == [10]
+
+
+def test_the_first_save_of_a_run_is_read_back(tmp_path, monkeypatch):
+    """Here the disk keeps other bytes than it was given, which is found before anything is called saved."""
+    checkpoints, warnings = opened(tmp_path)
+    wait = checkpoints._writer.wait_until_finished
+
+    def wait_and_damage():
+        wait()
+        if (tmp_path / "checkpoints" / "10").exists():
+            flip_data(tmp_path / "checkpoints" / "10")
+
+    monkeypatch.setattr(checkpoints._writer, "wait_until_finished", wait_and_damage)
+    with pytest.raises(
+        RunFailed, match="checkpoint 10 could not be written to .*: read back, it is not what was saved"
+    ):
+        checkpoints.save(10, make_state(10), CONFIG, MANIFEST, 1.0)
+    assert (warnings, list((tmp_path / "checkpoints").iterdir())) == ([], [])
+    checkpoints.save(10, make_state(10), CONFIG, MANIFEST, 1.0)
+    assert_same(checkpoints.restore(abstract(make_state()), 10)[0], make_state(10))
+    checkpoints.close()
 
 
 def test_what_another_process_cannot_read_is_damaged_for_all(tmp_path, monkeypatch):

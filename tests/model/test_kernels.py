@@ -392,12 +392,15 @@ def test_a_cpu_host_compiles_splash_for_the_tpus_of_a_mesh(v5e):
     assert not re.findall(r"all-gather|all-reduce|all-to-all|collective-permute", text)
 
 
-# 8x12x1280x128. Splash: the outputs, and 63 MB of logarithms of the softmax's sums, on 128 lanes each.
-@pytest.mark.parametrize(("kernel", "megabytes"), [("auto", 103), pytest.param("xla", 351, marks=pytest.mark.slow)])
-def test_splash_keeps_the_scores_out_of_memory(kernel, megabytes, v5e):
+# 8x12x1280x128; the scores of one pass are 315 MB in bfloat16. Splash holds the outputs, and 63 MB of logarithms of the
+# softmax's sums, on 128 lanes each. libtpu 0.0.42 needs 66 and 296 MB, 0.0.52 103 and 351.
+@pytest.mark.parametrize(
+    ("kernel", "least", "most"), [("auto", 63, 115), pytest.param("xla", 280, 390, marks=pytest.mark.slow)]
+)
+def test_splash_keeps_the_scores_out_of_memory(kernel, least, most, v5e):
     compiled = compiled_for_v5e(mesh_of(v5e[:1]), kernel)
     assert ("tpu_custom_call" in compiled.as_text()) == (kernel == "auto")
-    assert compiled.memory_analysis().temp_size_in_bytes / 1e6 == pytest.approx(megabytes, rel=0.1)
+    assert least <= compiled.memory_analysis().temp_size_in_bytes / 1e6 <= most
 
 
 @pytest.mark.parametrize(("T", "H", "dtype"), [(300, 8, "bfloat16"), (640, 256, "float32")])

@@ -1,5 +1,6 @@
 """The line that every worker runs, checked before machines are asked for."""
 
+import itertools
 import os
 import pathlib
 import subprocess
@@ -50,7 +51,8 @@ def check(
     done = subprocess.run(checker, cwd=folder, env=environment, capture_output=True, text=True, errors="replace")
     said = ([""] + done.stderr.strip().splitlines())[-1]
     if done.returncode == 2:
-        raise UserError(f"what follows -- would be refused by every worker: {said.removeprefix('stagjax: ')}")
+        refusal = said.removeprefix("stagjax: ")
+        raise UserError(f"what follows -- would be refused by every worker: {refusal} (--unchecked skips this check)")
     if done.returncode:
         say(f"note: what follows -- is not checked, because stagjax does not run here: {said}")
     for word in words:
@@ -60,7 +62,9 @@ def check(
 
 
 def _words(command: Sequence[str]) -> list[str] | None:
-    """Return what follows `stagjax` or `python -m stagjax`; None where the line runs something else."""
+    """Return what follows `stagjax` or `python -m stagjax`, also behind `env`; None where something else runs."""
+    if command[0] == "env":
+        command = list(itertools.dropwhile(lambda word: word == "env" or "=" in word, command)) or ["env"]
     if pathlib.PurePath(command[0]).name == "stagjax":
         return list(command[1:])
     return list(command[3:]) if list(command[1:3]) == ["-m", "stagjax"] else None

@@ -92,7 +92,14 @@ def test_what_is_shipped_is_what_is_checked(tmp_path):
 
 
 def test_other_programs_are_not_checked(tmp_path):
-    line.check(["bash", "-c", "stagjax train"], tmp_path, 16, 1)
+    for other in (["bash", "-c", "stagjax train"], ["env"], ["python", "train.py"]):
+        line.check(other, tmp_path, 16, 1)
+
+
+@pytest.mark.parametrize("start", [["env", "A=b", "stagjax"], ["python3", "-m", "stagjax"]])
+def test_it_is_found_in_other_words(start, tmp_path):
+    with pytest.raises(UserError, match="the following arguments are required"):
+        line.check([*start, "train"], tmp_path, 16, 1)
 
 
 def test_where_it_cannot_be_checked_that_is_said(tmp_path, monkeypatch):

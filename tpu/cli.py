@@ -28,7 +28,8 @@ examples:
   python -m tpu vm run --name=pile-1 --project=PROJECT --zone=ZONE --topology=v5e:16x16 --capacity=spot --dry-run -- \\
       stagjax train --config=experiments/pile.py:separate_2x18 --workdir=gs://BUCKET/pile-1
   python -m tpu gke run --name=pile-1 --project=PROJECT --zone=ZONE --cluster=CLUSTER --image=IMAGE \\
-      --topology=v5e:16x16 --slices=2 --capacity=spot --dry-run -- stagjax train ...
+      --topology=v5e:16x16 --slices=2 --capacity=spot --dry-run -- \\
+      stagjax train --config=experiments/pile.py:separate_2x18 --config.mesh.data=2 --workdir=gs://BUCKET/pile-1
 
 --dry-run prints every command and manifest and runs nothing; it needs no account. All workers start again when one ends
 with 75 or by a signal, and never after 2 or 3. tpu/README.md tells the rest.

@@ -41,10 +41,10 @@ class Row:
             "batch": self.plan.request.batch,
             "decoding": self.plan.request.mode,
             "mesh": self.plan.mesh,
-            "chips": self.plan.chips,
-            "idle_chips": self.plan.idle_chips,
+            "devices": self.plan.devices,
+            "idle_devices": self.plan.idle_devices,
             "baseline": self.equal.request.name,
-            "baseline_chips": [self.equal.chips, self.slice.chips],
+            "baseline_devices": [self.equal.devices, self.slice.devices],
             "estimates": estimates,
             "plan": self.plan.to_dict(),
         }
@@ -76,9 +76,9 @@ class Comparison:
         slices = own.mesh["stack"]
         # Recurrent decoding uses all chips as one slice; it replaces what would run on those of one of its passes.
         parts = slices if slices > 1 else request.config.model.num_stacks
-        per_part = max(own.chips // parts, 1)
+        per_part = max(own.devices // parts, 1)
         # Three slices of four chips leave four of sixteen idle, which the baseline would use.
-        equal = min(1 << (own.chips - 1).bit_length(), len(self.devices))
+        equal = min(1 << (own.devices - 1).bit_length(), len(self.devices))
         return Row(
             own,
             self._plan(matched_baseline(request, equal)),

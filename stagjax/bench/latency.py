@@ -196,7 +196,7 @@ class LatencyBenchmark:
             return []
         network = Network.of(case.placement.mesh, devices)
         program = hlo.parse(traceable.function.lower(*traceable.arguments).compile().as_text())
-        floors = {"hbm": 1e3 * traceable.read / chip.hbm_bandwidth}
+        floors = {"hbm": 1e3 * traceable.read / chip.device_bandwidth}
         found = ledgers(program, network, floors, self.settings.calibrations)
         return [ledger.to_dict() for ledger in found]
 

@@ -36,6 +36,7 @@ class Calibration:
       large_us: constant of a collective in groups of `large_chips` or more.
       large_chips: see above.
       links: links that a chip sends through at once. 1 is a ring in one direction.
+      kinds: `Chip.kind` of the chips that the constants were taken from, and hold for; None for any chip.
     """
 
     name: str
@@ -47,12 +48,17 @@ class Calibration:
     large_us: float = 0.0
     large_chips: int = 16
     links: float = 1.0
+    kinds: tuple[str, ...] | None = None
+
+    def holds_for(self, chip: Chip) -> bool:
+        """Return whether the constants say anything of a chip."""
+        return self.kinds is None or chip.kind in self.kinds
 
 
 HOPS = Calibration("hops")
-"""Arithmetic: an all-reduce crosses the slice there and back at 1 us a link, 12 us on 4x4 chips and 8 us on 2x4."""
+"""Arithmetic for any chip: an all-reduce crosses the slice there and back at 1 us a link, 12 us on 4x4 chips."""
 
-PUBLISHED = Calibration("published", hop_us=0.0, small_us=7.0, large_us=6.0)
+PUBLISHED = Calibration("published", hop_us=0.0, small_us=7.0, large_us=6.0, kinds=("TPU v5 lite", "TPU v5e"))
 """From published decode steps of Llama 70B in int8 on v5e-16, which make 160 all-reduces one after the other.
 
 On 16 chips a step takes 6.3 ms, of which reading 70 GB / 16 at 819 GB/s is 5.3 ms (85%): 1 ms / 160 = 6 us each. On 8
@@ -201,7 +207,7 @@ def ledgers(
     calibrations: Iterable[Calibration] = (HOPS, PUBLISHED),
     kernels_ms: float = 0.0,
 ) -> list[Ledger]:
-    """Return the estimates of a step: by the compiler and by each floor, each under every calibration.
+    """Return the estimates of a step: by the compiler and by each floor, each under every calibration that holds.
 
     Args:
       program: compiled for a mesh of the shape of `network.mesh`.
@@ -216,6 +222,7 @@ def ledgers(
     return [
         Ledger(compute, calibration.name, ms, lines)
         for calibration in calibrations
+        if calibration.holds_for(network.chip)
         for lines in [waits(program, network, calibration)]
         for compute, ms in computes.items()
     ]

@@ -4,9 +4,10 @@ Every figure is the compiler's, the makers' or an estimate (`ledger`); nothing h
 """
 
 import dataclasses
+import importlib.metadata
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from stagjax.bench.training_cost import TrainingCost, attention_kernels_ms, flop
 from stagjax.config import Config
 from stagjax.decoding.placement import PADDED, PARALLEL, make_placement
 from stagjax.errors import UserError, unknown
+from stagjax.hardware import Chip
 from stagjax.mesh import DecodeMesh, decoding_mesh, training_mesh
 from stagjax.model.accounting import count_parameters
 
@@ -73,13 +75,13 @@ class Plan:
       request: what was planned.
       topology: its name.
       mesh: sizes of the mesh axes.
-      chips: that it uses.
-      idle_chips: of the topology.
-      fits: whether a chip's memory holds it.
-      memory: bytes a chip by what they hold; "total" is their sum.
-      hbm_bytes_per_chip: that a chip has.
-      flops: of one chip, by the compiler; None for a program that was not compiled to the end.
-      hbm_bytes: that one chip moves, by the compiler, which counts what fusions read and write, in fast memory too.
+      chip: what the maker says of it.
+      devices: that it uses; a chip is one device, or two.
+      idle_devices: of the topology.
+      fits: whether a device's memory holds it.
+      memory: bytes a device by what they hold; "total" is their sum.
+      flops: of one device, by the compiler; None for a program that was not compiled to the end.
+      hbm_bytes: that one device moves, by the compiler, which counts what fusions read and write, in fast memory too.
       hbm_floor_ms: weights and caches that must be read, over the memory's bandwidth.
       compiler_cycles: trip counts multiplied; without collectives and Pallas kernels.
       compiler_ms: over the chip's clock.
@@ -89,6 +91,7 @@ class Plan:
       collectives: `kind`, `axis`, `primitive`, `count`, `bytes`, `asynchronous`.
       handoff: what is known of the handoff, None without one.
       ledgers: estimates of a whole step.
+      other_calibrations: those that say nothing of these chips, and the chips that they hold for.
       training: what the whole run costs by each ledger; empty for other programs.
       timeline: the step in order, by the first ledger.
       compile_seconds: of tracing and compiling on this machine.
@@ -98,11 +101,11 @@ class Plan:
     request: Request
     topology: str
     mesh: dict[str, int]
-    chips: int
-    idle_chips: int
+    chip: Chip
+    devices: int
+    idle_devices: int
     fits: bool
     memory: dict[str, int]
-    hbm_bytes_per_chip: float
     flops: float | None = None
     hbm_bytes: float | None = None
     hbm_floor_ms: float | None = None
@@ -114,15 +117,11 @@ class Plan:
     collectives: tuple[dict[str, Any], ...] = ()
     handoff: dict[str, Any] | None = None
     ledgers: tuple[Ledger, ...] = ()
+    other_calibrations: dict[str, str] = dataclasses.field(default_factory=dict)
     training: tuple[TrainingCost, ...] = ()
     timeline: tuple[Segment, ...] = ()
     compile_seconds: float = 0.0
     advice: tuple[str, ...] = ()
-
-    @property
-    def bytes_per_chip(self) -> int:
-        """Everything that one chip must hold."""
-        return self.memory["total"]
 
     def step_ms(self, compute: str, calibration: str) -> float:
         """Return a ledger's estimate of the step."""
@@ -130,7 +129,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures, ready for JSON."""
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "chip"}
         request = self.request
         described = {
             "name": request.name,
@@ -143,7 +142,10 @@ class Plan:
         }
         own |= {
             "request": described,
-            "bytes_per_chip": self.bytes_per_chip,
+            "chips": self.devices // self.chip.devices,
+            "idle_chips": self.idle_devices // self.chip.devices,
+            "bytes_per_device": self.memory["total"],
+            "device_memory": self.chip.memory,
             "parameters": count_parameters(request.config.model).total,
             "training_steps": request.config.training.steps,
             "ledgers": [ledger.to_dict() for ledger in self.ledgers],
@@ -157,7 +159,7 @@ def plan(
     request: Request,
     topology: str,
     devices: Sequence[jax.Device],
-    calibrations: Iterable[Calibration] = (HOPS, PUBLISHED),
+    calibrations: Sequence[Calibration] = (HOPS, PUBLISHED),
 ) -> Plan:
     """Compile a program for a topology and read it.
 
@@ -172,14 +174,15 @@ def plan(
     """
     request.check()
     traceable, network = _traceable(request, devices)
-    chips, chip = network.mesh.size, network.chip
+    size = network.mesh.size
     known = {
         "request": request,
         "topology": topology,
         "mesh": dict(network.mesh.shape),
-        "chips": chips,
-        "idle_chips": len(devices) - chips,
-        "hbm_bytes_per_chip": chip.hbm_bytes,
+        "chip": network.chip,
+        "devices": size,
+        "idle_devices": len(devices) - size,
+        "other_calibrations": {c.name: ", ".join(c.kinds) for c in calibrations if not c.holds_for(network.chip)},
     }
     begun = time.perf_counter()
     try:
@@ -193,11 +196,11 @@ def plan(
         return _with_advice(Plan(fits=False, memory=memory, compile_seconds=time.perf_counter() - begun, **known))
     known["compile_seconds"] = time.perf_counter() - begun
     memory = _memory(traceable, compiled.memory_analysis())
-    known |= {"memory": memory, "fits": memory["total"] <= chip.hbm_bytes}
+    known |= {"memory": memory, "fits": memory["total"] <= network.chip.memory}
     costs = compiled.cost_analysis() or {}
     known |= {"flops": costs.get("flops"), "hbm_bytes": costs.get("bytes accessed")}
-    program = hlo.parse(compiled.as_text())
-    estimates = _estimates(request, traceable, network, known["idle_chips"], program, calibrations)
+    program = hlo.parse(as_text(compiled))
+    estimates = _estimates(request, traceable, network, known["idle_devices"], program, calibrations)
     return _with_advice(Plan(**known, **estimates, **_contents(request, network, program)))
 
 
@@ -222,20 +225,20 @@ def _estimates(
     request: Request,
     traceable: Traceable,
     network: Network,
-    idle_chips: int,
+    idle_devices: int,
     program: hlo.Program,
-    calibrations: Iterable[Calibration],
+    calibrations: Sequence[Calibration],
 ) -> dict[str, Any]:
     """Return the fields of a plan that say how long the program takes, and what a run of it costs."""
-    config, chip, chips = request.config, network.chip, network.mesh.size
+    config, chip, size = request.config, network.chip, network.mesh.size
     if request.program != "train":
-        floor = 1e3 * traceable.read / chip.hbm_bandwidth
+        floor = 1e3 * traceable.read / chip.device_bandwidth
         return {"hbm_floor_ms": floor, "ledgers": tuple(ledgers(program, network, {"hbm": floor}, calibrations))}
     # Weights and activations are read far faster than they are computed with.
-    floors = {"flops": flops_floor_ms(config, chip, chips)}
+    floors = {"flops": flops_floor_ms(config, chip, size)}
     kernels_ms = attention_kernels_ms(config, network.mesh.shape, chip) if program.cycles().kernels else 0.0
     estimates = tuple(ledgers(program, network, floors, calibrations, kernels_ms))
-    costs = training_costs(config, chip, chips, idle_chips, estimates)
+    costs = training_costs(config, chip, size, idle_devices, estimates)
     return {"kernels_ms": kernels_ms, "ledgers": estimates, "training": tuple(costs)}
 
 
@@ -261,6 +264,23 @@ def _traceable(request: Request, devices: Sequence[jax.Device]) -> tuple[Traceab
     return build(placement, request.batch, request.context), network
 
 
+def as_text(compiled: Any) -> str:
+    """Return a compiled program as text.
+
+    Raises:
+      UserError: libtpu's program holds what this jaxlib cannot read, which pairs that belong together do not have.
+    """
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        found = [f"{name} {importlib.metadata.version(name)}" for name in ("jaxlib", "libtpu")]
+        first = str(error).splitlines()[0][:200]
+        raise UserError(
+            f"{found[0]} cannot read what {found[1]} has compiled ({first}); "
+            "install the libtpu that belongs to this jax: pip install 'jax[tpu]'"
+        ) from error
+
+
 def _memory(traceable: Traceable, analysis: Any) -> dict[str, int]:
     """Split the compiler's account of a chip's memory by what we know of the arguments."""
     parts = dict(traceable.held)
@@ -284,7 +304,7 @@ def _with_advice(plan: Plan) -> Plan:
     """Add what would fit to a plan that does not."""
     if plan.fits:
         return plan
-    memory, limit, request = plan.memory, plan.hbm_bytes_per_chip, plan.request
+    memory, limit, request = plan.memory, plan.chip.memory, plan.request
     lines = []
     if request.program == "train":
         training = request.config.training
@@ -296,15 +316,19 @@ def _with_advice(plan: Plan) -> Plan:
             parts *= 2
         if parts > training.accumulation and training.global_batch % parts == 0:
             lines.append(f"--config.training.accumulation={parts} (a global batch in {parts} parts; estimate)")
-        lines.append(f"a topology of more than {plan.chips} chips (parameters are divided over mesh.fsdp)")
+        lines.append(
+            f"a topology of more than {plan.devices // plan.chip.devices} chips (parameters are divided over mesh.fsdp)"
+        )
     else:
         caches = memory.get("self caches", 0) + memory.get("cross caches", 0)
         fixed = memory["total"] - caches
         rows = int((limit - fixed) / (caches / request.batch)) if caches and limit > fixed else 0
         rows -= rows % plan.mesh["data"]
         if rows:
-            lines.append(f"--batch={rows} or less (estimate: {fixed / 1e9:.1f} GB a chip besides the caches)")
-        lines.append(f"a topology of more than {plan.chips} chips, or a larger tensor axis of --mesh")
+            lines.append(f"--batch={rows} or less (estimate: {fixed / 2**30:.1f} GiB a device besides the caches)")
+        lines.append(
+            f"a topology of more than {plan.devices // plan.chip.devices} chips, or a larger tensor axis of --mesh"
+        )
         if request.config.model.cross_window is None and memory.get("cross caches"):
             lines.append("a window (--config.model.cross_window=512): cross caches hold that many slots")
     return dataclasses.replace(plan, advice=tuple(lines))

@@ -86,7 +86,7 @@ class Peakmeter:
         """
         chip = chip_of(mesh.devices.flat[0])
         if chip is not None:
-            return Peaks(chip.flops, chip.hbm_bandwidth, None, PUBLISHED)
+            return Peaks(chip.device_flops, chip.device_bandwidth, None, PUBLISHED)
         size = 1 << min(max((int(working_set) - 1).bit_length(), 20), 30)
         key = (tuple(mesh.devices.flat), size)
         if key not in self._measured:

@@ -5,6 +5,7 @@ libtpu is loaded once per process.
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,13 +17,33 @@ from stagjax.config_rules import divisors
 from stagjax.errors import UserError, unknown
 from stagjax.mesh import coordinates
 
-# Name in a topology to the kind of its devices. Families with two devices a chip (v4, 7x) are left out: what
-# `hardware.CHIPS` says of a chip would be counted for each of the two.
-FAMILIES = {"v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}
-_EXAMPLES = "v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:4x4"
-
 # The slices of v5e and v6e that exist. libtpu accepts more, and then fails in the midst of compiling, or aborts.
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+
+
+class Family(NamedTuple):
+    """A generation of TPUs for which libtpu compiles.
+
+    Attributes:
+      kind: `device_kind` of its devices.
+      dimensions: sides of a slice.
+      options: that libtpu needs.
+    """
+
+    kind: str
+    dimensions: int
+    options: dict[str, Any] = {}
+
+
+# "megacore": the two cores of a chip as the one device that JAX has on a real v4.
+FAMILIES = {
+    "v4": Family("TPU v4", 3, {"chip_config_name": "megacore"}),
+    "v5e": Family("TPU v5 lite", 2),
+    "v5p": Family("TPU v5", 3),
+    "v6e": Family("TPU v6 lite", 2),
+    "tpu7x": Family("TPU7x", 3),
+}
+_EXAMPLES = "v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:4x4, tpu7x:2x2x4"
 
 
 def topology_devices(name: str) -> list[jax.Device]:
@@ -34,7 +55,7 @@ def topology_devices(name: str) -> list[jax.Device]:
     family, _, layout = name.partition(":")
     if family not in FAMILIES:
         raise unknown("TPU family in --topology", family, FAMILIES)
-    flat = family != "v5p"
+    flat = FAMILIES[family].dimensions == 2
     if not re.fullmatch(r"[1-9]\d{0,2}(x[1-9]\d{0,2})" + ("" if flat else "{2}"), layout):
         raise UserError(f"--topology={name}: {layout!r} is no layout of chips; use one like {_EXAMPLES}")
     if flat and "x".join(sorted(layout.split("x"), key=int)) not in _FLAT:
@@ -67,11 +88,11 @@ def stand_in(mesh: Mesh, devices: Sequence[jax.Device]) -> Mesh:
     Raises:
       UserError: there is no smaller topology of that many chips.
     """
-    family = next((name for name, kind in FAMILIES.items() if kind == devices[0].device_kind), None)
+    family = next((name for name, family in FAMILIES.items() if family.kind == devices[0].device_kind), None)
     if mesh.size == len(devices) or family is None:
         return mesh
     for places in _arrangements(mesh):
-        extent = places.max(axis=0) + 1
+        extent = places.max(axis=0)[1:] + 1
         if family != "v5e" or mesh.size <= 16 or (extent[0] in (4, 8, 16) and extent[1] <= 16):
             break
     else:
@@ -80,31 +101,37 @@ def stand_in(mesh: Mesh, devices: Sequence[jax.Device]) -> Mesh:
         )
     # A host has 2x2 chips, but what is merely compiled for may have odd sides.
     bounds = {"chips_per_host_bounds": (1, 1, 1)} if (extent[:2] % 2).any() else {}
-    layout = "x".join(str(side) for side in (extent if family == "v5p" else extent[:2]))
-    at = {coordinates(device)[1:]: device for device in _devices(f"{family}:{layout}", **bounds)}
+    layout = "x".join(str(side) for side in extent[: FAMILIES[family].dimensions])
+    at = {coordinates(device): device for device in _devices(f"{family}:{layout}", **bounds)}
     chosen = np.empty(mesh.size, dtype=object)
     chosen[:] = [at[tuple(place)] for place in places.tolist()]
     return Mesh(chosen.reshape(mesh.devices.shape), mesh.axis_names, axis_types=mesh.axis_types)
 
 
 def _arrangements(mesh: Mesh) -> Iterator[np.ndarray]:
-    """Yield places [chips, dimensions] for the chips of a mesh that fill a rectangle, the most faithful first."""
-    places = np.array([coordinates(device)[1:] for device in mesh.devices.flat])
+    """Yield places [devices, (core, x, y, z)] for a mesh's devices that fill a rectangle, the most faithful first."""
+    places = np.array([coordinates(device) for device in mesh.devices.flat])
     slices = places.reshape(-1, mesh.devices.shape[-1], places.shape[-1])
     corners, sides = slices.min(axis=1), np.ptp(slices, axis=1) + 1
     if _fills(places):
         yield places - places.min(axis=0)
     if all(map(_fills, slices)) and (sides == sides[0]).all():
         steps = np.zeros_like(corners)
-        steps[:, 1] = np.arange(len(slices)) * sides[0, 1]
+        steps[:, 2] = np.arange(len(slices)) * sides[0, 2]
         yield (slices - corners[:, None] + steps[:, None]).reshape(places.shape)
-    for width in sorted(divisors(mesh.size), key=lambda width: abs(width - mesh.size / width)):
+    cores = len(set(places[:, 0]))
+    if mesh.size % cores:
+        cores = 1
+    chips = mesh.size // cores
+    for width in sorted(divisors(chips), key=lambda width: abs(width - chips / width)):
         places = np.zeros_like(places)
-        places[:, 1], places[:, 0] = np.divmod(np.arange(mesh.size), width)
+        chip, places[:, 0] = np.divmod(np.arange(mesh.size), cores)
+        places[:, 2], places[:, 1] = np.divmod(chip, width)
         yield places
 
 
-def _devices(name: str, **options: tuple[int, ...]) -> list[jax.Device]:
+def _devices(name: str, **options: Any) -> list[jax.Device]:
+    options |= FAMILIES[name.partition(":")[0]].options
     with libtpu.quiet():
         devices = topologies.get_topology_desc(name, platform="tpu", **options).devices
     return sorted(devices, key=lambda device: device.id)

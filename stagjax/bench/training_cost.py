@@ -38,9 +38,17 @@ class TrainingCost:
 
 
 def training_costs(
-    config: Config, chip: Chip, chips: int, idle_chips: int, ledgers: Iterable[Ledger]
+    config: Config, chip: Chip, devices: int, idle_devices: int, ledgers: Iterable[Ledger]
 ) -> list[TrainingCost]:
-    """Return what `training.steps` steps cost by each ledger of one of them."""
+    """Return what `training.steps` steps cost by each ledger of one of them.
+
+    Args:
+      config: the experiment.
+      chip: of the devices.
+      devices: that the step uses.
+      idle_devices: of the same topology.
+      ledgers: estimates of a step.
+    """
     tokens = config.training.global_batch * config.data.row_length
     costs = []
     for ledger in ledgers:
@@ -52,22 +60,22 @@ def training_costs(
                 calibration=ledger.calibration,
                 step_ms=ledger.step_ms,
                 tokens_per_second=tokens / seconds,
-                mfu=1e-3 * flops_floor_ms(config, chip, chips) / seconds,
+                mfu=1e-3 * flops_floor_ms(config, chip, devices) / seconds,
                 days=days,
-                chip_hours=24 * days * (chips + idle_chips),
+                chip_hours=24 * days * (devices + idle_devices) / chip.devices,
             )
         )
     return costs
 
 
-def flops_floor_ms(config: Config, chip: Chip, chips: int) -> float:
-    """Return the milliseconds of a step at the peak of all chips: an MFU of 1."""
+def flops_floor_ms(config: Config, chip: Chip, devices: int) -> float:
+    """Return the milliseconds of a step at the peak of all devices: an MFU of 1."""
     tokens = config.training.global_batch * config.data.row_length
-    return 1e3 * training_flops(config.model, config.data.row_length) * tokens / (chips * chip.flops)
+    return 1e3 * training_flops(config.model, config.data.row_length) * tokens / (devices * chip.device_flops)
 
 
 def attention_kernels_ms(config: Config, mesh: Mapping[str, int], chip: Chip) -> float:
-    """Estimate the milliseconds that a chip computes attention in splash's kernels, which no compiler's figure holds.
+    """Estimate the milliseconds that a device computes attention in splash's kernels, which no compiler's figure holds.
 
     By the cycles that were counted for v5e (`stagjax.model.kernels`); other chips are taken to need as many.
 

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     add_config_argument(parser)
     add = parser.add_argument
-    add("--topology", required=True, metavar="NAME", help="e.g. v5e:4x4, v5e:16x16, v5p:2x2x4, v6e:4x4")
+    add("--topology", required=True, metavar="NAME", help="e.g. v5e:4x4, v5e:16x16, v5p:2x2x4, v6e:4x4, tpu7x:2x2x4")
     add("--program", default="decode", metavar="NAME", help="decode (a step; the default), prefill, or train")
     add("--batch", default="1", metavar="B[,B...]", help="rows decoded at once; several with --compare; default: 1")
     add("--context", type=int, metavar="T", help="slots of the caches, or prompt length; default: data.row_length")
@@ -267,7 +267,7 @@ def _calibrations(texts: list[str]) -> list[Any]:
     from stagjax.errors import UserError, unknown
 
     known = {HOPS.name: HOPS, PUBLISHED.name: PUBLISHED}
-    fields = [field.name for field in dataclasses.fields(Calibration) if field.name != "name"]
+    fields = [field.name for field in dataclasses.fields(Calibration) if field.name not in ("name", "kinds")]
     for text in texts:
         name, _, assignments = text.partition(":")
         changes = {}
@@ -281,5 +281,6 @@ def _calibrations(texts: list[str]) -> list[Any]:
                 raise UserError(f"--calibration={text}: {field}={value!r} is no number") from None
         if not name or not changes:
             raise UserError(f"--calibration={text} changes nothing; use e.g. hops:hop_us=0.7")
-        known[name] = dataclasses.replace(known.get(name, Calibration(name)), **changes)
+        # Whoever names constants says that they hold for the chips at hand.
+        known[name] = dataclasses.replace(known.get(name, Calibration(name)), **changes, kinds=None)
     return list(known.values())

@@ -15,6 +15,7 @@ from stagjax.reporting.bench_rows import (
     percent,
     points,
     prefill_decimals,
+    roofline_warning,
     split_decimals,
 )
 
@@ -47,6 +48,8 @@ def _steps(rows: list[Row], model: Row, digits: int) -> Iterator[str]:
         f"Measured at batch {model['batch']} and {model['context']} slots. The roofline floor of its step, bound by "
         f"{roof['bound']}, is {number(roof['floor_ms'], digits)} ms, {percent(roof['share'])} of what was measured."
     )
+    if warning := roofline_warning(rows):
+        yield warning
 
 
 def _against(model: Row, other: Row, digits: int) -> str:

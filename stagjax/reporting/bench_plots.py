@@ -15,6 +15,7 @@ from stagjax.reporting.bench_rows import (
     number,
     points,
     prefill_decimals,
+    roofline_warning,
     split_decimals,
 )
 from stagjax.reporting.bench_tables import train_mesh_text
@@ -201,6 +202,7 @@ def draw_roofline(rows: Sequence[Row], path: pathlib.Path) -> Picture:
         "Every decode step against the least time its bytes and FLOPs allow: on the line it could not be faster, on "
         f"the dashes it reaches 60%. Named are the steps at {every[0]}."
     )
+    caption = " ".join(filter(None, [caption, roofline_warning(rows)]))
     return Picture(path, "Against the roofline", caption)
 
 

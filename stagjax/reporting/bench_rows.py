@@ -112,6 +112,17 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f}%"
 
 
+def roofline_warning(rows: Iterable[Row]) -> str | None:
+    """Return a sentence on rows that took less than their roofline floor, which then bounds nothing; None without."""
+    over = [row for row in rows if round(100 * row["roofline"]["share"]) > 100]
+    if not over:
+        return None
+    source = over[0]["roofline"]["peaks"]["source"]
+    why = "the peaks measured in this run are too low" if source == "measured" else "not all bytes counted are read"
+    names = ", ".join(dict.fromkeys(map(label, over)))
+    return f"Over 100% of its roofline, so that this floor is none ({why}): {names}."
+
+
 def estimate_name(ledger: dict[str, Any]) -> str:
     """Return where an estimate has its computing and its collectives from."""
     return f"{ledger['compute']} + {ledger['calibration']}"

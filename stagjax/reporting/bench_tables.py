@@ -20,6 +20,7 @@ from stagjax.reporting.bench_rows import (
     prefill_decimals,
     quartiles,
     ratio,
+    roofline_warning,
     short_name,
     split_decimals,
     spread,
@@ -86,6 +87,7 @@ def _latency_caption(rows: list[Row]) -> str:
         f"Spread: the middle half of {rows[0]['measured']['samples']} samples. Roofline: from {peaks['source']} peaks "
         f"({bandwidth:.0f} GB/s and {flops:.0f} GFLOP/s a device in the first row); of it: floor over measured."
     )
+    lines += filter(None, [roofline_warning(rows)])
     return "\n".join(lines)
 
 
@@ -148,7 +150,8 @@ def prefill_grid(result: dict[str, Any]) -> Grid:
         Column("\nbound by", roof(lambda r: r["bound"]), ROOFLINE, least=WIDE),
         Column("\nof it", roof(lambda r: percent(r["share"])), ROOFLINE),
     ]
-    return Grid(f"prefill of {rows[0]['length']} tokens, batch {rows[0]['batch']}", columns)
+    title = f"prefill of {rows[0]['length']} tokens, batch {rows[0]['batch']}"
+    return Grid(title, columns, roofline_warning(rows) or "")
 
 
 def memory_grid(result: dict[str, Any]) -> Grid:

@@ -62,25 +62,25 @@ def plan_tables(plan: dict[str, Any]) -> list[rich.table.Table]:
     """Return the tables of `stagjax plan` for one program (`Plan.to_dict`)."""
     mesh = ", ".join(f"{name} {size}" for name, size in plan["mesh"].items() if size > 1) or "one chip"
     idle = f", {plan['idle_chips']} idle" if plan["idle_chips"] else ""
+    two = f" ({plan['devices']} devices)" if plan["devices"] != plan["chips"] else ""
     request = plan["request"]
     title = (
         f"{request['name']}: {request['program']}, batch {request['batch']}, {request['context']} tokens, on "
-        f"{plan['chips']} chips of {plan['topology']} ({mesh}{idle})"
+        f"{plan['chips']} chips{two} of {plan['topology']} ({mesh}{idle})"
     )
     table = rich.table.Table(title=plain(title), box=rich.box.SIMPLE_HEAD, show_header=False, title_justify="left")
     table.add_column()
     table.add_column(justify="right")
-    limit = plan["hbm_bytes_per_chip"]
     verdict = "fits" if plan["fits"] else "[bold red]does not fit[/bold red]"
-    memory = {name: decimal(size) for name, size in plan["memory"].items() if size}
-    _section(table, f"memory of a chip: {verdict} into {decimal(limit)}", memory)
+    memory = {name: binary(size) for name, size in plan["memory"].items() if size}
+    _section(table, f"memory of a device: {verdict} into {binary(plan['device_memory'])}", memory)
     if plan["advice"]:
         _section(table, "what would fit", {line: "" for line in plan["advice"]})
     if plan["compiler_cycles"] is None:
         return [table]
     _section(
         table,
-        "work of a chip, by the compiler",
+        "work of a device, by the compiler",
         {
             "FLOPs": scaled(plan["flops"] or 0),
             "bytes moved": decimal(plan["hbm_bytes"] or 0),
@@ -98,18 +98,19 @@ def comparison_table(rows: Sequence[dict[str, Any]], topology: str) -> rich.tabl
     """Return the table of `stagjax plan --compare` for one batch (`compare.Row.to_dict`)."""
     title = (
         f"a decode step on {topology}, batch {rows[0]['batch']}: estimates in ms (ratios to the baseline of as many "
-        "layers, on equal chips / on the chips of one slice)"
+        "layers: on equal chips, those that the slices leave idle included / on the chips of one slice)"
     )
     table = rich.table.Table(title=plain(title), box=rich.box.SIMPLE_HEAD, title_justify="left")
-    for column in ("variant", "chips", "fits"):
+    for column in ("variant", "devices", "baselines'", "fits"):
         table.add_column(column, justify="left" if column == "variant" else "right", no_wrap=True)
     for name in rows[0]["estimates"]:
         table.add_column(name, justify="right")
     for row in rows:
         stack, tensor = row["mesh"]["stack"], row["mesh"]["tensor"]
-        chips = f"{stack}x{tensor}" if stack > 1 else str(tensor)
+        devices = f"{stack}x{tensor}" if stack > 1 else str(tensor)
         cells = [_ratios(estimate) for estimate in row["estimates"].values()]
-        table.add_row(plain(row["name"]), chips, "yes" if row["plan"]["fits"] else "no", *cells)
+        against = "/".join(map(str, row["baseline_devices"]))
+        table.add_row(plain(row["name"]), devices, against, "yes" if row["plan"]["fits"] else "no", *cells)
     return table
 
 
@@ -118,14 +119,14 @@ def training_plans_table(plans: Sequence[dict[str, Any]], topology: str) -> rich
     first = plans[0]
     title = (
         f"training on {topology}, {first['training_steps']:,} steps of {first['request']['batch']} x "
-        f"{first['request']['context']} tokens: estimates, the compiler's, by either calibration"
+        f"{first['request']['context']} tokens: estimates, the compiler's, by every calibration that holds"
     )
     table = rich.table.Table(title=plain(title), box=rich.box.SIMPLE_HEAD, title_justify="left")
-    for column in ("variant", "params", "GB a chip", "step s", "MFU", "days", "chip-hours"):
+    for column in ("variant", "params", "GiB a device", "step s", "MFU", "days", "chip-hours"):
         named = column == "variant"
         table.add_column(column, justify="left" if named else "right", no_wrap=not named, overflow="fold")
     for plan in plans:
-        cells = [plain(plan["request"]["name"]), scaled(plan["parameters"]), f"{1e-9 * plan['bytes_per_chip']:.2f}"]
+        cells = [plain(plan["request"]["name"]), scaled(plan["parameters"]), f"{plan['bytes_per_device'] / 2**30:.2f}"]
         costs = [cost for cost in plan["training"] if cost["compute"] == "compiler"]
         if not costs:
             table.add_row(*cells, "does not fit")
@@ -174,7 +175,7 @@ def binary(size: float) -> str:
 
 
 def decimal(size: float) -> str:
-    """Return bytes with a decimal suffix, as chips are sold, e.g. 16 GB."""
+    """Return bytes with a decimal suffix, e.g. 16 GB."""
     for suffix in ("B", "kB", "MB", "GB"):
         if abs(size) < 1000:
             return f"{size:.3g} {suffix}"
@@ -213,6 +214,7 @@ def _ledger_table(plan: dict[str, Any]) -> rich.table.Table:
     for ledger in plan["ledgers"]:
         figures = (ledger["compute_ms"], ledger["collectives_ms"], ledger["step_ms"])
         table.add_row(ledger["compute"], ledger["calibration"], *(f"{ms:.3f}" for ms in figures))
+    table.caption = _left_out(plan)
     return table
 
 
@@ -249,7 +251,17 @@ def _training_cost_table(plan: dict[str, Any]) -> rich.table.Table:
             f"{cost['days']:.1f}",
             f"{cost['chip_hours']:,.0f}",
         )
+    table.caption = _left_out(plan)
     return table
+
+
+def _left_out(plan: dict[str, Any]) -> str | None:
+    """Say which calibrations tell nothing of these chips."""
+    lines = [
+        f"{name!r} holds for {kinds} alone; --calibration={name}:FIELD=X sets constants of these chips"
+        for name, kinds in plan["other_calibrations"].items()
+    ]
+    return "\n".join(lines) or None
 
 
 def _section(table: rich.table.Table, title: str, rows: dict[str, str]) -> None:

@@ -373,7 +373,7 @@ class _Run:
 def _flops_share(config: Config, mesh: Mesh) -> float | None:
     """Return the share of the devices' peak that one token a second makes; None for devices whose peak is not known."""
     chip = chip_of(mesh.devices.flat[0])
-    return training_flops(config.model, config.data.row_length) / (chip.flops * mesh.size) if chip else None
+    return training_flops(config.model, config.data.row_length) / (chip.device_flops * mesh.size) if chip else None
 
 
 def _account(directory: pathlib.Path) -> Goodput:

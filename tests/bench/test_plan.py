@@ -2,22 +2,27 @@
 
 import dataclasses
 import importlib.util
+import io
 import json
 import re
 
+import jax
 import pytest
+import rich.console
 
 from stagjax.bench.anatomy import COMPONENTS
 from stagjax.bench.compare import Comparison
 from stagjax.bench.ledger import HOPS, PUBLISHED
-from stagjax.bench.plan import Request, default_mesh, matched_baseline, plan
+from stagjax.bench.plan import Request, as_text, default_mesh, matched_baseline, plan
 from stagjax.bench.topology import topology_devices
 from stagjax.cli import main
+from stagjax.cli.plan import _calibrations
 from stagjax.decoding.placement import RECURRENT
 from stagjax.errors import UserError
 from stagjax.experiment import load_config
 from stagjax.mesh import DecodeMesh
 from stagjax.model.accounting import training_flops
+from stagjax.reporting.tables import comparison_table, plan_tables
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 
@@ -42,7 +47,7 @@ def comparison(devices):
 @pytest.mark.parametrize("batch", [1, 8])
 def test_the_best_form_of_two_stacks_is_shorter_on_equal_chips_and_on_twice_the_chips(comparison, batch):
     row = comparison.row(request("separate_2x18_window_1", batch=batch))
-    assert (row.plan.chips, row.equal.chips, row.slice.chips) == (16, 16, 8)
+    assert (row.plan.devices, row.equal.devices, row.slice.devices) == (16, 16, 8)
     assert row.plan.fits and row.equal.fits and row.slice.fits
     estimates = row.to_dict()["estimates"]
     assert len(estimates) == 4
@@ -58,9 +63,9 @@ def test_figures_hang_together(comparison):
     row = comparison.row(request("separate_2x18_window_1", batch=8))
     figures = row.plan.to_dict()
     json.dumps(figures)
-    assert {"fits", "bytes_per_chip", "hbm_floor_ms", "compiler_ms", "collectives"} <= set(figures)
+    assert {"fits", "bytes_per_device", "hbm_floor_ms", "compiler_ms", "collectives"} <= set(figures)
     assert {"kind", "axis", "count", "bytes"} <= set(figures["collectives"][0])
-    assert figures["bytes_per_chip"] == sum(size for name, size in row.plan.memory.items() if name != "total")
+    assert figures["bytes_per_device"] == sum(size for name, size in row.plan.memory.items() if name != "total")
     # 2.9B parameters in bfloat16 over 16 chips and padding; 18 layers of two padded heads a chip, 8 rows, 1280 slots.
     assert 0.36e9 < row.plan.memory["parameters"] < 0.40e9
     assert row.plan.memory["self caches"] == 2 * 18 * 8 * 2 * 1280 * 128 * 2
@@ -83,7 +88,7 @@ def test_four_stacks_of_quarter_slices_and_idle_chips(devices):
     tiny = ["model.layers_per_stack=2"]
     found = plan(request("separate_3x12", batch=8, overrides=tiny), V5E, devices)
     assert found.mesh == {"data": 1, "stack": 3, "tensor": 4}
-    assert (found.chips, found.idle_chips) == (12, 4)
+    assert (found.devices, found.idle_devices) == (12, 4)
     assert found.handoff["hops"] == 2  # from one square of 2x2 chips to the next
 
 
@@ -99,7 +104,7 @@ def test_the_default_mesh_and_the_matched_baseline():
 
 def test_what_does_not_fit_is_told_what_would(devices):
     found = plan(request("baseline_36", batch=4096, mesh=DecodeMesh(tensor=4)), V5E, devices)
-    assert not found.fits and found.bytes_per_chip > 16e9
+    assert not found.fits and found.memory["total"] > found.chip.memory
     assert any("--batch=" in line for line in found.advice) and any(
         "more than 4 chips" in line for line in found.advice
     )
@@ -146,7 +151,7 @@ def test_the_command_prints_writes_and_draws(tmp_path, capsys):
         main([*COMMAND, f"--topology={V5E}", "--batch=8", f"--json={written}", f"--timeline={picture}", changed]) == 0
     )
     out = capsys.readouterr().out
-    assert "fits into 16 GB" in out and "collective-permute" in out and "estimated (not measured)" in out
+    assert "fits into 15.75 GiB" in out and "collective-permute" in out and "estimated (not measured)" in out
     figures = json.loads(written.read_text())
     assert figures["fits"] is True and figures["request"]["batch"] == 8
     hops = next(ledger for ledger in figures["ledgers"] if ledger["calibration"] == "hops")
@@ -160,7 +165,7 @@ def test_the_command_compares(tmp_path, capsys):
     command += [f"--topology={V5E}", "--variants=shared_2x18,separate_2x18_window_1", f"--output={tmp_path / 'plans'}"]
     assert main(command) == 0
     out = capsys.readouterr().out
-    assert "what each choice buys" in out and "shared_2x18" in out
+    assert "what each choice buys" in out and re.search(r"shared_2x18 +2x8 +16/8 +yes", out)
     figures = json.loads((tmp_path / "plans" / "plans.json").read_text())
     assert [row["name"] for row in figures["variants"]] == [
         "shared_2x18",
@@ -169,6 +174,45 @@ def test_the_command_compares(tmp_path, capsys):
     ]
     assert [row["choice"] for row in figures["choices"]][0].startswith("plain")
     assert (tmp_path / "plans" / "timeline_batch_1.png").exists()
+
+
+def test_three_slices_stand_beside_a_baseline_that_uses_the_idle_chips_too(devices):
+    row = Comparison(V5E, devices, (HOPS,)).row(request("separate_3x12", overrides=["model.layers_per_stack=1"]))
+    figures = row.to_dict()
+    assert (figures["devices"], figures["baseline_devices"]) == (12, [16, 4])
+    shown = rich.console.Console(width=200, record=True, file=io.StringIO())
+    shown.print(comparison_table([figures], V5E))
+    assert re.search(r"separate_3x12 +3x4 +16/4 +yes", shown.export_text())
+
+
+def test_chips_that_are_two_devices():
+    """Ironwood: four chips are eight devices, of 94.74 GiB each, for which the constants of v5e say nothing."""
+    devices = topology_devices("tpu7x:2x2x1")
+    found = plan(request("separate_2x18", overrides=["model.layers_per_stack=1"]), "tpu7x:2x2x1", devices)
+    figures = found.to_dict()
+    assert (figures["devices"], figures["chips"], figures["mesh"]["tensor"]) == (8, 4, 4)
+    assert {ledger["calibration"] for ledger in figures["ledgers"]} == {"hops"}
+    assert figures["other_calibrations"] == {"published": "TPU v5 lite, TPU v5e"}
+    shown = rich.console.Console(width=200, record=True, file=io.StringIO())
+    shown.print(*plan_tables(figures))
+    text = " ".join(shown.export_text().split())
+    assert "on 4 chips (8 devices) of tpu7x:2x2x1" in text and "fits into 94.74 GiB" in text
+    assert "'published' holds for TPU v5 lite, TPU v5e alone" in text
+
+
+def test_a_program_that_jaxlib_cannot_read_is_one_line():
+    class Compiled:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: operands\nstack trace")
+
+    with pytest.raises(UserError, match=r"jaxlib \S+ cannot read what libtpu \S+ has compiled \(INTERNAL: operands\)"):
+        as_text(Compiled())
+
+
+def test_constants_that_are_named_hold_for_any_chip():
+    hops, published, own = _calibrations(["published:small_us=3", "own:hop_us=2"])
+    assert (hops.kinds, published.kinds, own.kinds) == (None, None, None)
+    assert published.small_us == 3 and _calibrations([])[1].kinds is not None
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_full_size_models_on_sixteen_chips(variant, sizes, mode):
     check_step(placement, program, found, 8)
     memory = compiled.memory_analysis()
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    assert needed < chip_of(devices[0]).hbm_bytes
+    assert needed < chip_of(devices[0]).memory
     # The caches are written where they lie.
     assert memory.alias_size_in_bytes > 0.99 * (memory.output_size_in_bytes - 8 * 1024)
     if sizes.stack > 1:

@@ -40,7 +40,13 @@ def places(mesh):
 
 @pytest.mark.parametrize(
     ("name", "count", "kind"),
-    [("v5e:2x2", 4, "TPU v5 lite"), ("v5p:2x2x2", 8, "TPU v5"), ("v6e:2x4", 8, "TPU v6 lite")],
+    [
+        ("v4:2x2x1", 4, "TPU v4"),
+        ("v5e:2x2", 4, "TPU v5 lite"),
+        ("v5p:2x2x2", 8, "TPU v5"),
+        ("v6e:2x4", 8, "TPU v6 lite"),
+        ("tpu7x:2x2x1", 8, "TPU7x"),
+    ],
 )
 def test_devices_of_a_topology(libtpu, name, count, kind):
     devices = topology_devices(name)
@@ -51,7 +57,7 @@ def test_devices_of_a_topology(libtpu, name, count, kind):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v5x:4x4", "unknown TPU family in --topology 'v5x'; did you mean 'v5p'? known: v5e, v5p, v6e"),
+        ("v5x:4x4", "unknown TPU family in --topology 'v5x'; did you mean 'v5p'? known: tpu7x, v4, v5e, v5p, v6e"),
         ("v5e", "--topology=v5e: '' is no layout of chips; use one like v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:4x4"),
         ("v5e:16", "--topology=v5e:16: '16' is no layout of chips; use one like v5e:4x4"),
         ("v5e:0x4", "--topology=v5e:0x4: '0x4' is no layout of chips"),
@@ -227,6 +233,25 @@ def test_chips_in_no_order_are_compiled_as_some_rectangle(libtpu):
     devices = topology_devices("v5e:4x4")
     diagonal = Mesh(np.array([devices[i] for i in (0, 5, 10, 15)]).reshape(1, 4), ("stack", "tensor"))
     assert places(stand_in(diagonal, devices)).tolist() == [[[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]]]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "extent"),
+    [
+        (DecodeMesh(tensor=4), 4, (2, 2, 1)),
+        (DecodeMesh(stack=3, tensor=2), 6, (1, 3, 1)),
+        (DecodeMesh(tensor=1), 1, None),
+    ],
+)
+def test_both_devices_of_a_chip_stay_together(libtpu, sizes, count, extent):
+    devices = topology_devices("tpu7x:2x2x4")
+    mesh = decoding_mesh(sizes, devices)
+    other = stand_in(mesh, devices)
+    assert len({coordinates(device) for device in other.devices.flat}) == count
+    if extent and sizes.stack > 1:
+        assert tuple(places(other).max(axis=(0, 1)) + 1) == extent
+        for pair in other.devices[0]:
+            assert [device.core_on_chip for device in pair] == [0, 1] and pair[0].coords == pair[1].coords
 
 
 def test_chips_that_no_topology_has_are_refused(libtpu):

@@ -92,7 +92,8 @@ def test_a_published_peak_is_that_of_every_device(monkeypatch):
     from stagjax.bench import roofline
     from stagjax.hardware import Chip
 
-    monkeypatch.setattr(roofline, "chip_of", lambda device: Chip("test", flops=2e12, hbm_bytes=1e9, hbm_bandwidth=1e9))
+    chip = Chip("two devices", flops=4e12, hbm_bandwidth=1e9, memory=1e9, devices=2)
+    monkeypatch.setattr(roofline, "chip_of", lambda device: chip)
     benchmark = TrainingBenchmark(VARIANTS[:1], Settings(1, 1), lambda *_: None, jax.devices()[:4])
     benchmark.measure_round()
     (row,) = benchmark.result["rows"]

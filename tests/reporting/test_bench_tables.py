@@ -5,6 +5,8 @@ import io
 import pytest
 import rich.console
 
+from stagjax.reporting.bench_findings import findings
+from stagjax.reporting.bench_plots import draw_roofline
 from stagjax.reporting.bench_rows import decimals, label, mesh_text, number
 from stagjax.reporting.bench_tables import ESTIMATED, MEASURED, bench_grids, bench_tables
 from tests.reporting.bench_results import ON_SLICES, decode_result, row, train_result
@@ -106,3 +108,18 @@ def test_nothing_has_no_sign():
     assert number(-0.0004, 3) == "0.000"
     assert number(-0.0006, 3) == "-0.001"
     assert number(-0.0, 1) == "0.0"
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [("measured", "the peaks measured in this run are too low"), ("published", "not all bytes counted are read")],
+)
+def test_more_than_a_roofline_is_told(source, why, tmp_path):
+    result = decode_result(contexts=(256,), batches=(1,))
+    told = f"Over 100% of its roofline, so that this floor is none ({why}): baseline_12 on 1x2."
+    assert "Over 100%" not in " ".join(rendered(result, 120).split())
+    row = next(row for row in result["rows"] if label(row) == "baseline_12 on 1x2")
+    row["roofline"] |= {"share": 1.006, "peaks": row["roofline"]["peaks"] | {"source": source}}
+    assert told in " ".join(rendered(result, 120).split())
+    assert told in findings(result)
+    assert told in draw_roofline(result["rows"], tmp_path / "roofline.png").caption

@@ -1,6 +1,5 @@
 """Runs in this process, on one device: what a bad step, a slow reader and a broken disk do to them."""
 
-import dataclasses
 import io
 import json
 import pathlib
@@ -17,6 +16,7 @@ from stagjax.checkpoints.saving import Checkpoints
 from stagjax.config import Config, DataConfig, TrainingConfig
 from stagjax.data.loader import RowLoader
 from stagjax.errors import Preempted, RunFailed, UserError
+from stagjax.hardware import Chip
 from stagjax.mesh import training_mesh
 from stagjax.reporting.metrics import read_metrics
 from stagjax.reporting.progress import Progress
@@ -235,7 +235,7 @@ def test_a_terminal_shows_every_step_and_a_log_does_not(train, monkeypatch):
 
 
 def test_a_known_chip_has_an_mfu(train, monkeypatch):
-    chip = dataclasses.make_dataclass("Chip", ["flops"])(1e9)
+    chip = Chip("two devices", flops=2e9, hbm_bandwidth=1, memory=1, devices=2)
     monkeypatch.setattr(loop, "chip_of", lambda device: chip)
     workdir, _, out = train("mfu", steps=20, log_every=10)
     last = next(line for line in reversed(read_metrics(workdir)) if "train/mfu" in line)

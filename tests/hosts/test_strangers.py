@@ -209,8 +209,7 @@ def test_who_was_there_before_the_start_gets_and_says_nothing_after_it():
         for connection in strangers:
             say(connection, b"\n", HELLO | {"hello": 0}, {"ended": 5, "text": "forged"}, {"stop": 15})
             assert until_closed(connection) in (b"", b'{"stagjax": "hub", "nonce": null}\n')
-        with pytest.raises(OSError):
-            meeting.stranger()
+        assert meeting.hub._door.sources() == []
         meeting.run_and_part()
 
 
@@ -264,6 +263,27 @@ def test_the_silent_and_the_slow_have_their_time_and_no_more(monkeypatch):
             until_closed(stranger)
         eventually(lambda: len(meeting.reports) == 2)
         assert all("did not say within 0 s who it is" in report for report in meeting.reports)
+
+
+@pytest.mark.parametrize("own_secret", [KEY, None], ids=["secret", "no secret"])
+def test_who_does_not_come_is_named_in_time_whatever_strangers_do(own_secret):
+    with Meeting(own_secret, timeout=0.5) as meeting:
+        crowd = [meeting.stranger(*said) for said in ([], [b"{"], [b"[" * 1000], [b"\n"])]
+        drip = meeting.stranger()
+
+        def dripping():
+            with contextlib.suppress(OSError):
+                while True:
+                    drip.sendall(b"{")
+                    time.sleep(0.01)
+
+        threading.Thread(target=dripping, daemon=True).start()
+        with pytest.raises(UserError, match="of 2 processes: .*1 did not come within|process 0 was not found"):
+            meeting.newcomer(0, deadline=time.monotonic() + 1).reach(print)
+        meeting.hub._over.wait(SECONDS)
+        assert meeting.hub._over.is_set() and meeting.hub.fault is None
+        for connection in [*crowd, drip]:
+            connection.close()
 
 
 def test_many_connections_leave_room_for_the_members(monkeypatch):

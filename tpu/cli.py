@@ -9,6 +9,7 @@ from typing import Any
 
 from stagjax.errors import RunFailed, UserError
 from stagjax.printable import one_line
+from stagjax.streams import checked, make_lasting
 from tpu import line, options
 from tpu.gke import Gke, check_names
 from tpu.kubernetes import check_generated
@@ -84,9 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--" in argv:
         at = argv.index("--")
         words, command = argv[:at], argv[at + 1 :]
-    args = build_parser().parse_args(words)
+    make_lasting()
     try:
-        return _run(args, command)
+        args = build_parser().parse_args(words)
+    except SystemExit as stop:
+        return checked(stop.code or 0, "tpu")
+    try:
+        return checked(_run(args, command), "tpu")
     except UserError as error:
         return _fail(2, error)
     except RunFailed as error:
@@ -249,7 +254,10 @@ def _confirmed(args: argparse.Namespace, what: str) -> bool:
         return True
     if not sys.stdin.isatty():
         raise UserError(f"{what}; say so with --yes")
-    return input(f"{what}; go on? [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input(f"{what}; go on? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        return False
 
 
 def _budget(args: argparse.Namespace) -> Budget:

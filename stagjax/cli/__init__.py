@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from stagjax import __version__
 from stagjax.errors import Preempted, RunFailed, UserError
 from stagjax.printable import one_line
+from stagjax.streams import checked, make_lasting
 
 COMMANDS = {
     "info": "what an experiment costs: parameters, FLOPs, cache, memory",
@@ -30,7 +30,7 @@ a first run, on any machine:
   stagjax generate --workdir=runs/first --prompt="def main("
 
 exit status:
-  0 done   2 bad input   3 the run failed, the last good checkpoint is named
+  0 done   2 bad input   3 the run failed, the last good checkpoint is named, or standard output could not be written
   75 preempted and saved, start it again   130 Ctrl-C, saved
 """
 
@@ -68,19 +68,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
       UserError: an argument that is none; what `argparse` refuses ends the process with 2.
     """
     command = next((word for word in argv if not word.startswith("-")), None)
-    args, rest = build_parser(command).parse_known_args(argv)
+    try:
+        args, rest = build_parser(command).parse_known_args(argv)
+    except SystemExit as stop:
+        sys.exit(checked(stop.code or 0, "stagjax"))
     args.argv, args.overrides = list(argv), _overrides(rest)
     return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; every expected failure is one line on stderr."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    make_lasting()
     try:
-        args = parse(argv)
+        args = parse(list(sys.argv[1:] if argv is None else argv))
         status = args.run(args) or 0
         _part()
-        return status
+        return checked(status, "stagjax")
     except UserError as error:
         return _fail(2, error)
     except RunFailed as error:
@@ -89,10 +92,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(75, error)
     except KeyboardInterrupt as error:
         return _fail(130, error if error.args else "interrupted")
-    except BrokenPipeError:
-        # The reader of our output (head, a closed pager) has gone: nothing is wrong and nothing is left to say.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def add_config_argument(parser: argparse.ArgumentParser, required: bool = True) -> None:

@@ -2,16 +2,20 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
 import pytest
 
 import stagjax
+from stagjax import streams
 from stagjax.cli import COMMANDS, main
 from stagjax.cli.generate import _read_prompts
 from stagjax.errors import UserError
+from stagjax.reporting.metrics import read_metrics
 
+ROOT = pathlib.Path(__file__).parent.parent.parent
 RUN = "--config=experiments/stdlib.py:shared_2x3,runlocal"
 FEWER = [
     "--config.training.steps=4",
@@ -23,9 +27,15 @@ FEWER = [
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A model trained by the command line."""
+    """A model trained by the command line, on a full disk of its log and before an audience that has gone."""
     workdir = tmp_path_factory.mktemp("cli") / "run"
-    assert main(["train", RUN, f"--workdir={workdir}", *FEWER]) == 0
+    reader, writer = os.pipe()
+    os.close(reader)
+    with pytest.MonkeyPatch.context() as patch, open("/dev/full", "wb", buffering=0) as full:
+        patch.setattr("sys.stdout", streams._text(full.fileno()))
+        patch.setattr("sys.stderr", streams._text(writer))
+        assert main(["train", RUN, f"--workdir={workdir}", *FEWER]) == 3
+    os.close(writer)
     return workdir
 
 
@@ -188,7 +198,55 @@ def test_info_writes_the_figures_that_it_prints(tmp_path, capsys):
     assert "1,754,221,056" in capsys.readouterr().out
 
 
-def test_a_closed_pipe_is_no_error():
-    command = f"{sys.executable} -m stagjax info --config=experiments/pile.py:baseline_18 | head -1"
-    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, env=os.environ)
-    assert "Traceback" not in done.stderr
+def test_a_run_whose_log_is_lost_loses_nothing(workdir):
+    assert [row["step"] for row in read_metrics(workdir)][-1] == 4
+    assert main(["checkpoint", "inspect", str(workdir)]) == 0
+    assert sys.stdout is not sys.__stdout__, "pytest's own is left alone"
+
+
+ALL = """
+import json, sys, tpu.cli
+from stagjax.cli import main
+run, empty, statuses = sys.argv[1:]
+def ended(call, argv):
+    try:
+        return call(argv)
+    except SystemExit as stop:
+        return stop.code
+listing = ["evaluate", "--list", "--data-dir=" + empty]
+lines = ["--help"], ["info", "--nonsense"], ["checkpoint", "inspect", run], listing
+done = [ended(main, argv) for argv in lines] + [ended(tpu.cli.main, argv) for argv in (["topologies"], ["--help"])]
+open(statuses, "w").write(json.dumps(done))
+sys.exit(done[-1])
+"""
+"""Several commands in one process, which ends as the last of them."""
+
+
+@pytest.mark.parametrize(
+    ("redirection", "unbuffered", "status"),
+    [("<&- >&- 2>&-", "", 0), (">/dev/full", "", 3), ("unread 2>/dev/full", "1", 0), ("ascii", "", 0)],
+)
+def test_no_command_fails_on_what_it_prints(workdir, tmp_path, redirection, unbuffered, status):
+    run = tmp_path / "m\u00f6del\u2192"
+    run.symlink_to(workdir)
+    encoding = {"PYTHONIOENCODING": "ascii"} if redirection == "ascii" else {"PYTHONUTF8": "1"}
+    reader, writer = os.pipe()
+    os.close(reader)
+    unread = redirection.startswith("unread")
+    script = 'exec "$@" ' + redirection.removeprefix("unread").removeprefix("ascii")
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", sys.executable, "-c", ALL, run, tmp_path, tmp_path / "statuses"],
+        stdout=writer if unread else subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered, "PYTHONPATH": str(ROOT)} | encoding,
+        cwd=ROOT,
+    )
+    os.close(writer)
+    told = done.stderr.decode()
+    assert done.returncode == status, told
+    assert json.loads((tmp_path / "statuses").read_text()) == [status, 2, *[status] * 4]
+    assert "Traceback" not in told and "Exception ignored" not in told
+    lost = "standard output could not be written: No space left on device; all else is done"
+    assert told.count(lost) == (6 if status else 0)
+    if redirection == "ascii":
+        assert "m\\xf6del\\u2192" in done.stdout.decode("ascii")

@@ -310,7 +310,10 @@ class Lock:
         self._files.invalidate_cache(self._url)
         try:
             generation = self._files.info(self._place)["generation"]
-            return json.loads(self._files.cat_file(self._place)), generation
+            holder = json.loads(self._files.cat_file(self._place))
+            return holder if isinstance(holder, dict) else {}, generation
+        except ValueError:
+            return {}, generation  # Whatever it is, it is not this run's, and nobody refreshes it.
         except FileNotFoundError:
             return {}, None
 

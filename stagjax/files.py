@@ -7,10 +7,13 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from stagjax.errors import RunFailed, UserError
+from stagjax.printable import one_line
+
+T = TypeVar("T")
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 """What a system says when it has no more space."""
@@ -35,6 +38,34 @@ def read_text(path: pathlib.Path) -> str:
       UnicodeDecodeError: it is not UTF-8.
     """
     return path.read_bytes().decode("utf-8-sig")
+
+
+def read_json(path: pathlib.Path, remedy: str, build: Callable[[dict[str, Any]], T] = dict) -> T:
+    """Return what `build` makes of the JSON object in a file that a command of this project wrote.
+
+    Args:
+      path: of the file.
+      remedy: what to do where it is damaged, for the message.
+      build: may raise what Python does for a field that is missing or of another type.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      UserError: it cannot be read, or is not what was written.
+    """
+    try:
+        tree = json.loads(path.read_bytes().decode())
+        if not isinstance(tree, dict):
+            raise TypeError(f"a {type(tree).__name__} instead of an object")
+        return build(tree)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; {remedy}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is damaged (nested too deeply); {remedy}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else one_line(error, 200)
+        raise UserError(f"{path} is damaged ({what}); {remedy}") from error
 
 
 def text_lines(text: str) -> list[str]:

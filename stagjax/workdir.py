@@ -15,14 +15,17 @@ from typing import Protocol
 import jax
 
 from stagjax import bucket, distributed
-from stagjax.config import Config, config_differences, from_json, to_json
+from stagjax.config import Config, config_differences, to_json
 from stagjax.config_rules import COSINE_FROM_ZERO
 from stagjax.data.manifest import Manifest, differences
 from stagjax.data.prepared import vocabulary_spec
 from stagjax.errors import RunFailed, UserError
-from stagjax.files import check_place, write_whole
+from stagjax.files import check_place, read_json, write_whole
 
 CONFIG, MANIFEST, VOCABULARY, LOCK = "config.json", "manifest.json", "vocabulary.model", ".lock"
+
+
+_REMEDY = "put a copy of it back, or give a new --workdir, with --init-from for the parameters of this one"
 
 
 class Directory(Protocol):
@@ -129,10 +132,9 @@ def resumed(workdir: pathlib.Path, config: Config) -> Config:
     Raises:
       UserError: the run was started with another config; the fields that differ are listed.
     """
-    text = _read(workdir / CONFIG)
-    if text is None:
+    if not (workdir / CONFIG).exists():
         return config
-    stored = from_json(text)
+    stored = read_json(workdir / CONFIG, _REMEDY, Config.from_dict)
     if stored.training.schedule == COSINE_FROM_ZERO:
         # Which an earlier build began: nobody chose it, and the command line that goes on says nothing of it.
         training = dataclasses.replace(config.training, schedule=COSINE_FROM_ZERO)
@@ -153,9 +155,10 @@ def claim(workdir: pathlib.Path, config: Config, manifest: Manifest) -> None:
     """
     distributed.agree("their data", {name: str(value) for name, value in manifest.to_dict().items()})
     # Without a config nothing was trained yet: the run that left its manifest was killed at this place.
-    stored = _read(workdir / MANIFEST) if (workdir / CONFIG).exists() else None
-    if stored is not None:
-        _refuse(workdir, differences(Manifest.from_dict(json.loads(stored)), manifest))
+    if (workdir / CONFIG).exists():
+        if not (workdir / MANIFEST).exists():
+            raise UserError(f"{workdir / MANIFEST} is missing, which says what the run was trained on; {_REMEDY}")
+        _refuse(workdir, differences(read_json(workdir / MANIFEST, _REMEDY, Manifest.from_dict), manifest))
     if jax.process_index() == 0:
         _write(workdir, config, manifest)
     distributed.gather("claimed", True)
@@ -177,10 +180,6 @@ def _write(workdir: pathlib.Path, config: Config, manifest: Manifest) -> None:
         if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             raise
         raise RunFailed(f"cannot write to {workdir}: {error.strerror}; free some space and start again") from error
-
-
-def _read(path: pathlib.Path) -> str | None:
-    return path.read_text() if path.exists() else None
 
 
 def _refuse(workdir: pathlib.Path, lines: list[str]) -> None:

@@ -1,6 +1,7 @@
 """What is in a workdir, a checkpoint or an export: read from its metadata, wherever it was saved."""
 
 import math
+import os
 import pathlib
 from typing import Any
 
@@ -10,7 +11,7 @@ from stagjax import bucket
 from stagjax.bucket import CHECKPOINTS
 from stagjax.checkpoints import exported, stored
 from stagjax.checkpoints.exported import shape_of
-from stagjax.checkpoints.origin import read_metadata, workdir_of
+from stagjax.checkpoints.origin import read_metadata, readable, workdir_of
 from stagjax.checkpoints.saving import content_key
 from stagjax.checkpoints.stored import DamagedError
 
@@ -36,6 +37,11 @@ def inspect(path: pathlib.Path, checkpoint: str | int | None = None, verify: boo
       UserError: there is no model, or no such checkpoint.
       RunFailed: the metadata themselves are damaged; other damage is a "validity".
     """
+    with readable(path):
+        return _inspect(path, checkpoint, verify)
+
+
+def _inspect(path: pathlib.Path, checkpoint: str | int | None, verify: bool) -> dict[str, Any]:
     metadata = read_metadata(path, checkpoint)
     place = bucket.absolute(path)
     kind, checkpoints = "export", []
@@ -69,7 +75,7 @@ def _checkpoints(directory: pathlib.Path) -> list[dict[str, Any]]:
             loss = stored.check_shapes(epath.Path(path))["metrics"]["validation_loss"]
         except DamagedError as error:
             validity = f"damaged ({error})"
-        size = sum(_files(path).values())
+        size = sum(_files(path).values()) if path.is_dir() else 0
         rows.append({"step": int(path.name), "validation_loss": loss, "bytes": size, "validity": validity})
     return rows
 
@@ -106,10 +112,11 @@ def _num_bytes(text: str) -> int:
 def _files(directory: pathlib.Path) -> dict[str, int]:
     """Return bytes by name of the files below a directory, which may be in a bucket."""
     sizes = {}
-    # Level by level: a path in a bucket refuses to list recursively.
+    # Level by level: a path in a bucket refuses to list recursively. Links lead to files, or to nothing that counts.
     for entry in sorted(epath.Path(directory).iterdir()):
         if entry.is_dir():
-            sizes |= {f"{entry.name}/{name}": size for name, size in _files(entry).items()}
-        else:
+            if bucket.is_bucket(entry) or not os.path.islink(entry):
+                sizes |= {f"{entry.name}/{name}": size for name, size in _files(entry).items()}
+        elif entry.exists():
             sizes[entry.name] = entry.stat().length
     return sizes

@@ -41,9 +41,9 @@ def read_metadata(path: pathlib.Path, checkpoint: str | int | None = None) -> di
       UserError: there is no model, or no such step.
       RunFailed: it is damaged.
     """
-    if exported.is_export(path):
-        return _of_export(path, checkpoint, lambda: exported.read_metadata(path))
-    with _readable(path):
+    with readable(path):
+        if exported.is_export(path):
+            return _of_export(path, checkpoint, lambda: exported.read_metadata(path))
         checkpoints, step = _of_workdir(path, checkpoint)
         return checkpoints.read_metadata(step)
 
@@ -62,9 +62,9 @@ def read_model(
       UserError: there is no model, or no such step.
       RunFailed: it is damaged.
     """
-    if exported.is_export(path):
-        return _of_export(path, checkpoint, lambda: exported.read_params(path, layout))
-    with _readable(path):
+    with readable(path):
+        if exported.is_export(path):
+            return _of_export(path, checkpoint, lambda: exported.read_params(path, layout))
         checkpoints, step = _of_workdir(path, checkpoint)
         return checkpoints.restore_params(step, layout)
 
@@ -125,7 +125,7 @@ def _of_export(path: pathlib.Path, checkpoint: str | int | None, read: Callable[
 
 
 @contextlib.contextmanager
-def _readable(path: pathlib.Path) -> Iterator[None]:
+def readable(path: pathlib.Path) -> Iterator[None]:
     """Raise `UserError` where a workdir cannot be looked at."""
     try:
         yield

@@ -232,7 +232,7 @@ class Checkpoints:
             try:
                 found[step] = read_metadata(self._path(step))
             except DamagedError as error:
-                if self._path(step).exists():  # or it was removed meanwhile, by the run that has saved a newer one
+                if step in self._all_steps():  # or it was removed meanwhile, by the run that has saved a newer one
                     raise self._refusal(step, error, "and may be the best") from error
         return _best(found)
 
@@ -345,7 +345,7 @@ class Checkpoints:
         return distributed.gather("checkpoints", steps)[0]
 
     def _all_steps(self) -> list[int]:
-        if not self.directory.exists():
+        if not self.directory.is_dir():
             return []
         # Only as they are written: "06" is not 6.
         named = (path for path in self.directory.iterdir() if path.name.isdecimal())

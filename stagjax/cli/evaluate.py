@@ -126,15 +126,13 @@ def _evaluate(args: argparse.Namespace, names: list[str]) -> int:
 
 def _refuse_other(output: pathlib.Path, subject: Any, decoding: str) -> None:
     """Raise `UserError` if there are results of another model, or of another decoding mode."""
-    import json
+    from stagjax.files import read_json
 
+    models = lambda results: {(row["content"], row["decoding"]) for row in results["rows"]}
     try:
-        rows = json.loads((output / "results.json").read_text())["rows"]
-        found = {(row["content"], row["decoding"]) for row in rows}
+        found = read_json(output / "results.json", "choose another --output", models)
     except FileNotFoundError:
         return
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--output={output} holds a results.json of something else; choose another") from error
     if found != {(subject.content, decoding)}:
         raise UserError(f"--output={output} holds the results of another model or mode; choose another directory")
 

@@ -182,19 +182,12 @@ def _compare_training(args: argparse.Namespace, calibrations: list[Any]) -> None
 
 def _planned(file: pathlib.Path | None) -> dict[str, Any]:
     """Return what an earlier comparison has written, by variant."""
-    import json
-
-    from stagjax.errors import UserError
-    from stagjax.files import read_text
+    from stagjax.files import read_json
 
     if file is None or not file.exists():
         return {}
-    try:
-        return json.loads(read_text(file))
-    except ValueError as error:
-        raise UserError(
-            f"{file} is not what --compare wrote: {error}; remove it, or choose another --output"
-        ) from error
+    # Of variants that are objects, as `--compare` writes them: others would have no key to be compared by.
+    return read_json(file, "remove it, or choose another --output", lambda found: {n: {**p} for n, p in found.items()})
 
 
 def _shown(rows: list[Any]) -> list[Any]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +12,7 @@ from stagjax.data.receipts import Part, Receipt, StoredFile, sha256_of
 from stagjax.data.row_files import RowFile, StoredRows
 from stagjax.data.vocabulary import Vocabulary, load_vocabulary
 from stagjax.errors import UserError
+from stagjax.files import read_json
 
 FORMAT = 1
 PLAN, PREPARED, REPORT, VOCABULARY = "plan.json", "prepared.json", "report.json", "vocabulary.model"
@@ -193,15 +193,13 @@ def _read(root: pathlib.Path, field: str) -> dict[str, Any]:
     if not root.is_dir():
         raise UserError(f"{field}={root} {'is not a directory' if root.exists() else 'does not exist'}; {make}")
     try:
-        tree = json.loads((root / PREPARED).read_text())
+        tree = read_json(root / PREPARED, "prepare the data again")
     except FileNotFoundError:
         if (root / PLAN).exists():
             raise UserError(
                 f"{field}={root} is not complete: a `stagjax data prepare` was stopped there; run it again to the end"
             ) from None
         raise UserError(f"{field}={root} holds no prepared data; {make}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{field}={root}: {PREPARED} cannot be read ({error}); prepare the data again") from None
     if tree.get("format") != FORMAT:
         raise UserError(
             f"{field}={root} has format {tree.get('format')}, and this version of stagjax reads {FORMAT}; "

@@ -26,7 +26,7 @@ from stagjax.data.receipts import Broken, Receipt, broken_share
 from stagjax.data.vocabulary import Vocabulary, load_vocabulary
 from stagjax.data.workers import prepare_shards
 from stagjax.errors import RunFailed, UserError
-from stagjax.files import FULL, write_whole
+from stagjax.files import FULL, read_json, write_whole
 
 _SHOWN = 5  # Differences that an error names.
 
@@ -181,10 +181,7 @@ def _claim(output: pathlib.Path, shards: Sequence[Shard], settings: Settings, vo
         **{shard.name: shard.split or "split by name" for shard in shards},
     }
     if (output / PLAN).exists():
-        try:
-            stored = json.loads((output / PLAN).read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"--output={output}: {PLAN} cannot be read ({error}); give a new directory") from None
+        stored = read_json(output / PLAN, "give a new --output")
         names = [name for name in {**stored, **wanted} if stored.get(name) != wanted.get(name)]
         if names:
             lines = [f"{name}: {_short(stored.get(name))} -> {_short(wanted.get(name))}" for name in names[:_SHOWN]]
@@ -244,7 +241,7 @@ def _finished(job: Job) -> Receipt | None:
         receipt = Receipt.from_dict(json.loads(job.receipt_path.read_text()))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # Damaged: the shard is read again.
     if receipt.size != job.shard.size or job.expected_sha256 not in (None, receipt.sha256):
         if receipt.faults:

@@ -1,7 +1,6 @@
 """Latencies of a benchmark's result, joined with the models that have the measured shape; names play no part."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -9,9 +8,12 @@ from typing import Any
 
 from stagjax.config import ModelConfig
 from stagjax.errors import UserError
-from stagjax.files import read_text
+from stagjax.files import read_json
 
 RESULTS = "results.json"
+
+KINDS = (("decode", "rows", "context"), ("prefill", "prefill", "length"))
+"""What is timed, with its rows in a result and their field of positions."""
 
 
 def read_bench(path: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -23,15 +25,21 @@ def read_bench(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     file = pathlib.Path(path, RESULTS) if pathlib.Path(path).is_dir() else pathlib.Path(path)
     if not file.exists():
         return None
-    try:
-        result = json.loads(read_text(file))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"bench: {file} cannot be read ({error}); name a results.json of stagjax bench decode"
-        ) from error
-    if not isinstance(result, dict) or result.get("benchmark") != "decode":
+    result = read_json(file, "name a results.json of stagjax bench decode", _checked)
+    if result.get("benchmark") != "decode":
         raise UserError(f"bench: {file} is no result of stagjax bench decode; name one")
     return result | {"path": str(file)}
+
+
+def _checked(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result all of whose rows can be joined; raise what Python does where one lacks something."""
+    if result.get("benchmark") != "decode":
+        return result
+    for kind, key, length in KINDS:
+        for row in result.get(key, []):
+            _latency(kind, row, row[length], result | {"path": ""})
+            _shape(row["model"]), row["decoding"]
+    return result
 
 
 def join(model: ModelConfig, decoding: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -43,7 +51,7 @@ def join(model: ModelConfig, decoding: str, results: Sequence[Mapping[str, Any]]
     """
     wanted = _shape(dataclasses.asdict(model))
     found: dict[str, Any] = {"decode": None, "prefill": None, "others": []}
-    for kind, key, length in (("decode", "rows", "context"), ("prefill", "prefill", "length")):
+    for kind, key, length in KINDS:
         matching = [
             _latency(kind, row, row[length], result)
             for result in results

@@ -8,10 +8,10 @@ import os
 import pathlib
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
-from stagjax.errors import RunFailed
+from stagjax.errors import RunFailed, UserError
 
 FILE = "metrics.jsonl"
 
@@ -69,7 +69,7 @@ class MetricWriter:
         values = {name: float(value) for name, value in metrics.items()}
         line = {name: value if math.isfinite(value) else None for name, value in values.items()}
         try:
-            _write_all(self._lines, json.dumps({"step": int(step), "time": round(now, 3), **line}) + "\n")
+            _write_all(self._lines, f"{json.dumps({'step': int(step), 'time': round(now, 3), **line})}\n".encode())
             self._events.write(now, int(step), values)
         except OSError as error:
             raise self._failure(error) from error
@@ -159,26 +159,40 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     file = pathlib.Path(workdir) / FILE
     if not file.exists():
         return []
-    return [json.loads(line) for line in _whole_lines(file)]
+    return [values for values, _ in _whole_lines(file)]
 
 
-def _whole_lines(file: pathlib.Path) -> list[str]:
-    # A killed process leaves a line without its end. Only such a line is forgiven; any other fault is ours.
-    return [line for line in file.read_text(encoding="utf-8", errors="replace").splitlines(True) if line[-1] == "\n"]
+def _whole_lines(file: pathlib.Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Yield the values of each line and the line itself; a killed process leaves a last one without its end.
+
+    Raises:
+      UserError: the file cannot be read, or a line is none of metrics.
+    """
+    remedy = "correct it, or move the file away"
+    try:
+        lines = file.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}; {remedy}") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            values = json.loads(line)
+            values["step"] < 0  # noqa: B015 (a number, which another type is not compared with)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(f"{file}:{number} is no line of metrics; {remedy}") from error
+        yield values, line
 
 
 def _cut(file: pathlib.Path, first_step: int) -> None:
-    if not file.exists():
+    if not os.path.lexists(file):
         return
-    kept = [line for line in _whole_lines(file) if json.loads(line)["step"] < first_step]
+    kept = [line + b"\n" for values, line in _whole_lines(file) if values["step"] < first_step]
     temporary = file.with_name(file.name + ".tmp")
     with temporary.open("wb", buffering=0) as out:
-        _write_all(out, "".join(kept))
+        _write_all(out, b"".join(kept))
     temporary.replace(file)
 
 
-def _write_all(file: io.RawIOBase, text: str) -> None:
-    data = text.encode()
+def _write_all(file: io.RawIOBase, data: bytes) -> None:
     while data:
         # Just before the disk is full a write takes a part; the next one raises.
         data = data[file.write(data) :]

@@ -11,8 +11,9 @@ import json
 import pathlib
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
-from stagjax.files import write_whole
+from stagjax.files import read_json, write_whole
 
 FILE = "goodput.json"
 
@@ -48,6 +49,9 @@ class Goodput:
         which is after its last checkpoint, is lost; "down" is what follows.
       clock: seconds that a phase takes.
       wall: seconds since 1970, for the time between processes.
+
+    Raises:
+      UserError: the file is damaged.
     """
 
     def __init__(
@@ -64,18 +68,15 @@ class Goodput:
         self._phase, self._since, self._written = "other", clock(), clock()
         if file is not None and file.exists():
             seen = sign_of_life.stat().st_mtime if sign_of_life is not None and sign_of_life.exists() else 0.0
-            self._go_on(file.read_text(), seen)
+            read_json(file, "remove it to begin the account anew", lambda account: self._go_on(account, seen))
 
-    def _go_on(self, text: str, seen: float) -> None:
-        # The account is for people to look at: one that was damaged begins anew rather than keep a run from going on.
-        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-            account = json.loads(text)
-            seconds = {name: float(account["seconds"][name]) for name in PHASES}
-            marks = {int(step): {name: float(mark[name]) for name in UNDONE} for step, mark in account["marks"].items()}
-            seen = max(seen, account["written"])
-            seconds["lost"] += seen - account["written"]
-            seconds["down"] += max(0.0, self._wall() - seen)
-            self._seconds, self._marks = seconds, marks
+    def _go_on(self, account: dict[str, Any], seen: float) -> None:
+        seconds = {name: float(account["seconds"][name]) for name in PHASES}
+        marks = {int(step): {name: float(mark[name]) for name in UNDONE} for step, mark in account["marks"].items()}
+        seen = max(seen, account["written"])
+        seconds["lost"] += seen - account["written"]
+        seconds["down"] += max(0.0, self._wall() - seen)
+        self._seconds, self._marks = seconds, marks
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:

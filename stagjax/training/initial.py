@@ -16,7 +16,7 @@ from stagjax.checkpoints.saving import Checkpoints, content_key
 from stagjax.config import Config, ModelConfig
 from stagjax.data.manifest import Manifest
 from stagjax.errors import RunFailed, UserError
-from stagjax.files import directory, write_whole
+from stagjax.files import directory, read_json, write_whole
 from stagjax.fingerprint import describe
 from stagjax.model.stagformer import abstract_params
 from stagjax.training.state import TrainState, abstract_state, state_around
@@ -103,7 +103,8 @@ def find_origin(
                 f"--init-from={init_from}: the run in --workdir={workdir} has begun without it; give a new --workdir"
             )
         return _open(init_from, model)
-    origin = Origin(**json.loads(record.read_text()))
+    remedy = "put a copy of it back, or give a new --workdir"
+    origin = read_json(record, remedy, _recorded)
     if init_from is None:
         if not started:
             raise UserError(
@@ -121,6 +122,14 @@ def find_origin(
                 f"{origin.step} of {origin.source}; leave it out, or use a new --workdir"
             )
         return given
+    return origin
+
+
+def _recorded(fields: Mapping[str, Any]) -> Origin:
+    origin = Origin(**fields)
+    for field in dataclasses.fields(Origin):
+        if not isinstance(getattr(origin, field.name), field.type):
+            raise TypeError(f"{field.name} is no {field.type.__name__}")
     return origin
 
 

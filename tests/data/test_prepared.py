@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_refused(data, tmp_path):
     ):
         load_corpus(dataclasses.replace(config, vocabulary="bytes"), 259)
     for text, message in (
-        ("{", "prepared.json cannot be read"),
+        ("{", "prepared.json is damaged"),
         ('{"format": 1, "receipts": [{}], "settings": {}}', "prepared.json is damaged"),
         ('{"format": 2}', "has format 2, and this version of stagjax reads 1"),
     ):

@@ -52,7 +52,7 @@ def test_what_is_no_result_is_refused(tmp_path):
     with pytest.raises(UserError, match="is no result of stagjax bench decode"):
         read_bench(tmp_path / "train.json")
     (tmp_path / "cut.json").write_text('{"benchmark": "dec')
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is damaged"):
         read_bench(tmp_path / "cut.json")
 
 

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from stagjax.errors import UserError
 from stagjax.training.goodput import PHASES, Goodput
 from stagjax.training.watching import goodput_lines
 
@@ -105,7 +106,7 @@ def test_what_was_done_after_the_account_was_written_is_lost(tmp_path):
     assert spent(account(file, wall=wall, sign_of_life=tmp_path / "none")[0]) == {"other": 10, "down": 90}
 
 
-def test_it_is_written_when_due_only_and_a_damaged_one_begins_anew(tmp_path):
+def test_it_is_written_when_due_only_and_a_damaged_one_is_refused(tmp_path):
     file = tmp_path / "goodput.json"
     goodput, clock, _ = account(file)
     clock.now += 29
@@ -116,7 +117,8 @@ def test_it_is_written_when_due_only_and_a_damaged_one_begins_anew(tmp_path):
     assert json.loads(file.read_text())["seconds"]["other"] == 30
     for text in ("", "{}", '{"seconds": 3, "marks": [], "written": 0}', file.read_text()[:-9]):
         file.write_text(text)
-        assert spent(account(file)[0]) == {}
+        with pytest.raises(UserError, match="goodput.json is damaged .*; remove it to begin the account anew"):
+            account(file)
 
 
 def test_the_table_has_a_line_for_what_took_time():

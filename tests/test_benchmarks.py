@@ -47,8 +47,8 @@ def test_our_side_of_peers(monkeypatch):
     peers = load("peers")
     tasks = peers._stagjax_tasks(1, peers.TINY)
     assert tasks.keys() == {"decode", "decode_two_stacks", "train"}
-    for prepare_task in tasks.values():
-        run = prepare_task()
+    for name in ("decode_two_stacks", "train"):  # "decode" is the first of them with one stack
+        run = tasks[name]()
         run()
         run()  # The state of the first call is donated to the second.
 

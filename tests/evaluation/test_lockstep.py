@@ -28,7 +28,7 @@ def _run(count, *arguments):
         for index in range(count)
     ]
     try:
-        return [json.loads(process.communicate(timeout=240)[0].splitlines()[-1]) for process in processes]
+        return [json.loads(process.communicate(timeout=900)[0].splitlines()[-1]) for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -18,7 +18,7 @@ from stagjax.bench.cases import deep, default_mesh
 from stagjax.bench.collectives import collectives, tally
 from stagjax.bench.ledger import HOPS, PUBLISHED, Calibration, Ledger, Network, ledgers
 from stagjax.bench.programs import Traceable, decode_program, prefill_program, train_program
-from stagjax.bench.topology import stand_in
+from stagjax.bench.topology import stand_in, uncached
 from stagjax.bench.training_cost import TrainingCost, attention_kernels_ms, flops_floor_ms, training_costs
 from stagjax.config import Config
 from stagjax.decoding.placement import PADDED, PARALLEL, make_placement
@@ -186,7 +186,8 @@ def plan(
     }
     begun = time.perf_counter()
     try:
-        compiled = traceable.function.lower(*traceable.arguments).compile()
+        with uncached():
+            compiled = traceable.function.lower(*traceable.arguments).compile()
     except jax.errors.JaxRuntimeError as error:
         needed = _bytes_needed(str(error))
         if needed is None:

@@ -3,6 +3,7 @@
 libtpu is loaded once per process.
 """
 
+import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from stagjax import libtpu
@@ -106,6 +108,22 @@ def stand_in(mesh: Mesh, devices: Sequence[jax.Device]) -> Mesh:
     chosen = np.empty(mesh.size, dtype=object)
     chosen[:] = [at[tuple(place)] for place in places.tolist()]
     return Mesh(chosen.reshape(mesh.devices.shape), mesh.axis_names, axis_types=mesh.axis_types)
+
+
+@contextlib.contextmanager
+def uncached() -> Iterator[None]:
+    """Compile inside of this without JAX's persistent cache.
+
+    What was compiled for chips that are not there can be kept, but not be read again without them: JAX warns of it.
+    """
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # Whether there is one is decided once, at the first program.
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def _arrangements(mesh: Mesh) -> Iterator[np.ndarray]:

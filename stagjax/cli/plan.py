@@ -79,13 +79,9 @@ def run(args: argparse.Namespace) -> None:
 
         require_matplotlib()
 
-    import jax
-
     from stagjax.distributed import start_up
 
     start_up()
-    # A program for chips that are not there can be kept, but not be read again without them.
-    jax.config.update("jax_enable_compilation_cache", False)
     if args.compare and args.program == "train":
         _compare_training(args, calibrations)
     else:

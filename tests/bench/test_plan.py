@@ -84,12 +84,13 @@ def test_figures_hang_together(comparison):
     assert row.equal.handoff is None
 
 
-def test_four_stacks_of_quarter_slices_and_idle_chips(devices):
+def test_four_stacks_of_quarter_slices_and_idle_chips(devices, cache):
     tiny = ["model.layers_per_stack=2"]
     found = plan(request("separate_3x12", batch=8, overrides=tiny), V5E, devices)
     assert found.mesh == {"data": 1, "stack": 3, "tensor": 4}
     assert (found.devices, found.idle_devices) == (12, 4)
     assert found.handoff["hops"] == 2  # from one square of 2x2 chips to the next
+    assert list(cache.iterdir()) == []
 
 
 def test_the_default_mesh_and_the_matched_baseline():

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from stagjax.bench import hlo, waiting
 from stagjax.bench.collectives import collectives
 from stagjax.bench.ledger import HOPS, Network, waits
-from stagjax.bench.topology import stand_in, topology_devices
+from stagjax.bench.topology import stand_in, topology_devices, uncached
 from stagjax.errors import UserError
 from stagjax.mesh import DecodeMesh, coordinates, decoding_mesh
 
@@ -165,6 +165,19 @@ jax.jit(total).lower(jax.ShapeDtypeStruct((96, 128), "float32")).compile()
     environment = {name: value for name, value in os.environ.items() if "TPU" not in name}
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+def test_what_is_compiled_for_chips_that_are_not_there_is_not_kept(libtpu, cache, recwarn):
+    """JAX could not read it again, and would say so."""
+    mesh = decoding_mesh(DecodeMesh(stack=2, tensor=2), topology_devices("v5e:2x2"))
+    for _ in range(2):
+        jax.clear_caches()
+        with uncached():
+            compiled(lambda x: 2 * x, mesh, P("stack", "tensor"))
+    assert [str(warning.message) for warning in recwarn] == []
+    assert list(cache.iterdir()) == []
+    jax.jit(lambda x: 3 * x)(1.0)
+    assert len(list(cache.iterdir())) == 1, "what runs here is kept as before"
 
 
 def test_a_mesh_of_all_chips_stands_for_itself(libtpu):

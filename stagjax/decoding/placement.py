@@ -230,8 +230,8 @@ def load(placement: Placement, params: Params) -> DecodeParams:
 
 @functools.lru_cache(maxsize=8)
 def _loader(placement: Placement) -> Any:
-    abstract = jax.eval_shape(functools.partial(place, placement), abstract_params(placement.config))
-    return jax.jit(functools.partial(place, placement), out_shardings=shardings(placement, specs(abstract)))
+    wanted = shardings(placement, specs(_abstract_placed(placement)))
+    return jax.jit(functools.partial(place, placement), out_shardings=wanted)
 
 
 def specs(placed: DecodeParams) -> DecodeParams:
@@ -250,6 +250,11 @@ def shardings(placement: Placement, tree: Any) -> Any:
 
 def abstract_placed(placement: Placement) -> DecodeParams:
     """Return the decoding form's shapes, dtypes and shardings; nothing is allocated."""
+    return jax.tree.map(lambda leaf: leaf, _abstract_placed(placement))
+
+
+@functools.lru_cache
+def _abstract_placed(placement: Placement) -> DecodeParams:
     abstract = jax.eval_shape(functools.partial(place, placement), abstract_params(placement.config))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

@@ -52,6 +52,11 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
 
 def abstract_params(config: ModelConfig) -> Params:
     """Return the parameter tree as `jax.ShapeDtypeStruct`s; nothing is allocated."""
+    return jax.tree.map(lambda leaf: leaf, _abstract_params(config))
+
+
+@functools.lru_cache
+def _abstract_params(config: ModelConfig) -> Params:
     return jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
 
 

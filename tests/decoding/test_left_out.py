@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from stagjax.bench.programs import chip_bytes, decode_program
-from stagjax.decoding.placement import LEFT_OUT, make_placement
+from stagjax.decoding.placement import LEFT_OUT, abstract_placed, make_placement
 from stagjax.mesh import DecodeMesh
 from tests.variants import RECURRENT, VARIANTS
 
@@ -31,8 +31,7 @@ def compiled(placement, batch=2, context=16):
 
 
 def leaves(placement):
-    params = decode_program(placement, 2, 16).arguments[0]
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(abstract_placed(placement))}
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -103,20 +103,20 @@ def test_one_stack_is_the_baseline_whatever_the_cross_attention_fields_say():
     assert (logits_of(plain, params, tokens_BT) == logits_of(other, params, tokens_BT)).all()
 
 
+@functools.cache
+def loss_and_gradient(name, **options):
+    config = VARIANTS[name]
+    tokens_BT = tokens_of(config, 2, T)
+    loss = lambda params: jnp.sum(jnp.sin(logits_of(config, params, tokens_BT, **options)))
+    return jax.jit(jax.value_and_grad(loss))(params_of(config))
+
+
 @pytest.mark.parametrize(
     "options", [{"scan_layers": False}, {"remat": "layer"}, {"remat": "layer", "scan_layers": False}]
 )
 @pytest.mark.parametrize("name", ["baseline", "shared", "everything", "window_1"])
 def test_scan_and_remat_change_neither_logits_nor_gradients(name, options):
-    config = VARIANTS[name]
-    params = params_of(config)
-    tokens_BT = tokens_of(config, 2, T)
-
-    def loss(params, **options):
-        return jnp.sum(jnp.sin(logits_of(config, params, tokens_BT, **options)))
-
-    expected = jax.jit(jax.value_and_grad(loss))(params)
-    found = jax.jit(jax.value_and_grad(functools.partial(loss, **options)))(params)
+    expected, found = loss_and_gradient(name), loss_and_gradient(name, **options)
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(np.abs(a).max(), 1e-3))
 

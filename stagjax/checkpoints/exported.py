@@ -19,14 +19,19 @@ import jax.numpy as jnp
 
 from stagjax import __version__
 from stagjax.bucket import is_bucket
+from stagjax.checkpoints.facts import check_facts, check_model
 from stagjax.checkpoints.stored import DamagedError, as_damage, on_default_device
-from stagjax.checkpoints.tensor_files import SHARD_BYTES, TensorFiles, write_tensors
+from stagjax.checkpoints.tensor_files import SHARD_BYTES, TensorFiles, own_file, write_tensors
 from stagjax.data.vocabulary import BOS, EOS, PAD, Vocabulary
+from stagjax.errors import UserError
 from stagjax.fingerprint import checksum, describe, digest, fingerprint
+from stagjax.printable import one_line
 
 FACTS, CONFIG, MANIFEST, VOCABULARY = "export.json", "config.json", "manifest.json", "vocabulary.model"
 FORMAT = 1
 _MODEL, _STATE = "model", "state"
+_DESCRIPTION, _SPECIALS = "vocabulary.json", {"pad": PAD, "bos": BOS, "eos": EOS}
+_NAMES = ("step", "metrics", "skipped_batches", "arrays", "fingerprint")
 
 
 def is_export(directory: pathlib.Path) -> bool:
@@ -64,7 +69,7 @@ def write_export(
     for name, value in (
         (CONFIG, metadata["config"]),
         (MANIFEST, metadata["manifest"]),
-        ("vocabulary.json", _described(vocabulary, vocabulary_file)),
+        (_DESCRIPTION, _described(vocabulary, vocabulary_file)),
     ):
         _write_json(directory / name, value)
         files.append(name)
@@ -87,10 +92,11 @@ def write_export(
 
 
 def read_metadata(directory: pathlib.Path) -> dict[str, Any]:
-    """Return what a checkpoint's metadata are, from "step" to "fingerprint".
+    """Return what a checkpoint's metadata are, from "step" to "fingerprint", checked and compared with files' heads.
 
     Raises:
-      DamagedError: a JSON file is missing, or not what was exported.
+      UserError: a fact is missing or of another type, or config and arrays are not one model's.
+      DamagedError: a file is missing, is not in the directory, or not what was exported.
     """
     facts = _facts(directory)
     with as_damage():
@@ -100,7 +106,13 @@ def read_metadata(directory: pathlib.Path) -> dict[str, Any]:
             "config": json.loads((directory / CONFIG).read_text()),
             "manifest": json.loads((directory / MANIFEST).read_text()),
         }
-    return read | {name: facts[name] for name in ("step", "metrics", "skipped_batches", "arrays", "fingerprint")}
+    metadata = read | {name: facts.get(name) for name in _NAMES if name in facts}
+    check_facts(directory / FACTS, metadata)
+    check_model(directory, metadata)
+    for stem, names in _tensors(metadata["arrays"]).items():
+        with as_damage():
+            _open_files(directory, stem, names, metadata)
+    return metadata
 
 
 def read_params(
@@ -132,6 +144,8 @@ def read_state(directory: pathlib.Path, abstract_state: Mapping[str, Any]) -> di
     """
     metadata = read_metadata(directory)
     rest = {name: tree for name, tree in abstract_state.items() if name != "params"}
+    if describe(rest) != {name: text for name, text in metadata["arrays"].items() if not name.startswith("params/")}:
+        raise UserError(f"{directory}: its optimizer state is not one of its config; export the model anew")
     with as_damage():
         state = {
             "params": TensorFiles(directory, _MODEL).read(abstract_state["params"]),
@@ -139,6 +153,18 @@ def read_state(directory: pathlib.Path, abstract_state: Mapping[str, Any]) -> di
         }
     _check_arrays(state, metadata)
     return state
+
+
+def check_vocabulary(directory: pathlib.Path, vocabulary: Vocabulary) -> None:
+    """Raise `UserError` where the vocabulary is not the one that the export describes; `DamagedError` for its file."""
+    facts = _facts(directory)
+    with as_damage():
+        _check_file(directory, _DESCRIPTION, facts)
+        stated = json.loads((directory / _DESCRIPTION).read_text())
+        wanted = {"size": vocabulary.size, "specials": _SPECIALS, "fingerprint": vocabulary.fingerprint}
+        wrong = [name for name, value in wanted.items() if stated[name] != value]
+    if wrong:
+        raise UserError(f"{directory / _DESCRIPTION}: {wrong[0]} is not that of its vocabulary; export the model anew")
 
 
 def has_state(metadata: Mapping[str, Any]) -> bool:
@@ -169,17 +195,26 @@ def verify_arrays(directory: pathlib.Path) -> None:
     Raises:
       DamagedError: one is not what was exported.
     """
-    facts = _facts(directory)
-    for stem, names in _tensors(facts["arrays"]).items():
+    metadata = read_metadata(directory)
+    for stem, names in _tensors(metadata["arrays"]).items():
         with as_damage():
-            files = TensorFiles(directory, stem)
-            if wrong := files.names() ^ {*names}:
-                raise DamagedError(f"{min(wrong)}: not what was exported")
+            files = _open_files(directory, stem, names, metadata)
             for tensor, name in names.items():
-                array = files.array(tensor)
-                found = (describe({name: array})[name], checksum(array))
-                if found != (facts["arrays"][name], facts["fingerprint"].get(name)):
+                if checksum(files.array(tensor)) != metadata["fingerprint"][name]:
                     raise DamagedError(f"{name}: not what was exported")
+
+
+def _open_files(
+    directory: pathlib.Path, stem: str, names: Mapping[str, str], metadata: Mapping[str, Any]
+) -> TensorFiles:
+    """Return the files of a kind, whose tensors are those of `names` in the types and shapes of the metadata."""
+    files = TensorFiles(directory, stem)
+    found, wanted = files.describe(), {tensor: metadata["arrays"][name] for tensor, name in names.items()}
+    for tensor in sorted({*found, *wanted}):
+        if found.get(tensor) != wanted.get(tensor):
+            held, stated = found.get(tensor, "nothing"), wanted.get(tensor, "nothing")
+            raise DamagedError(f"{tensor}: {held} instead of {stated}: not what was exported")
+    return files
 
 
 def _tensors(arrays: Mapping[str, str]) -> dict[str, dict[str, str]]:
@@ -196,6 +231,12 @@ def _facts(directory: pathlib.Path) -> dict[str, Any]:
         facts = json.loads((directory / FACTS).read_text())
         if facts.pop("digest") != digest(facts):
             raise DamagedError(f"{FACTS}: not what was exported")
+    if facts.get("format") != FORMAT:
+        stated = one_line(facts.get("format"), 60)
+        raise UserError(f"{directory / FACTS}: format={stated}, and this version of stagjax reads {FORMAT}")
+    with as_damage():
+        for name in {**facts["files"]}:
+            own_file(directory, name)
     return facts
 
 
@@ -205,7 +246,7 @@ def _described(vocabulary: Vocabulary, file: pathlib.Path | None) -> dict[str, A
         "kind": kind,
         "file": VOCABULARY if file is not None else None,
         "size": vocabulary.size,
-        "specials": {"pad": PAD, "bos": BOS, "eos": EOS},
+        "specials": _SPECIALS,
         "fingerprint": vocabulary.fingerprint,
     }
 
@@ -239,7 +280,7 @@ def _check_arrays(state: Mapping[str, Any], metadata: Mapping[str, Any]) -> None
 
 
 def _check_file(directory: pathlib.Path, name: str, facts: Mapping[str, Any]) -> None:
-    if _sha256(directory / name) != facts["files"].get(name):
+    if _sha256(own_file(directory, name)) != facts["files"].get(name):
         raise DamagedError(f"{name}: not what was exported")
 
 

@@ -8,8 +8,10 @@ from typing import Any
 from stagjax import bucket
 from stagjax.bucket import CHECKPOINTS
 from stagjax.checkpoints import exported
+from stagjax.checkpoints.facts import check_model
 from stagjax.checkpoints.saving import Checkpoints
-from stagjax.checkpoints.stored import DamagedError
+from stagjax.checkpoints.stored import DamagedError, as_damage
+from stagjax.checkpoints.tensor_files import own_file
 from stagjax.data.vocabulary import Vocabulary, load_vocabulary
 from stagjax.errors import RunFailed, UserError
 from stagjax.files import directory
@@ -45,7 +47,9 @@ def read_metadata(path: pathlib.Path, checkpoint: str | int | None = None) -> di
         if exported.is_export(path):
             return _of_export(path, checkpoint, lambda: exported.read_metadata(path))
         checkpoints, step = _of_workdir(path, checkpoint)
-        return checkpoints.read_metadata(step)
+        metadata = checkpoints.read_metadata(step)
+    check_model(f"checkpoint {metadata['step']} of {path}", metadata)
+    return metadata
 
 
 def read_model(
@@ -66,7 +70,9 @@ def read_model(
         if exported.is_export(path):
             return _of_export(path, checkpoint, lambda: exported.read_params(path, layout))
         checkpoints, step = _of_workdir(path, checkpoint)
-        return checkpoints.restore_params(step, layout)
+        metadata = checkpoints.read_metadata(step)
+        check_model(f"checkpoint {metadata['step']} of {path}", metadata)
+        return checkpoints.restore_params(metadata["step"], layout)
 
 
 def workdir_of(path: pathlib.Path) -> pathlib.Path:
@@ -81,6 +87,12 @@ def vocabulary_file(path: pathlib.Path, metadata: Mapping[str, Any]) -> Iterator
     """Yield a model's SentencePiece model, beside it or where it was trained, as a file here; None for bytes."""
     own = workdir_of(path) / VOCABULARY
     spec = metadata["config"]["data"]["vocabulary"]
+    if exported.is_export(path):
+        # Whoever wrote its config named a file of another machine.
+        with damage_fails(path), as_damage():
+            own = own_file(path, VOCABULARY)
+        if not own.exists() and spec not in ("bytes", "prepared"):
+            raise UserError(f"{path} has no {VOCABULARY}; copy the export again")
     if own.exists():
         with bucket.fetched(own) as name:
             yield pathlib.Path(name)
@@ -93,10 +105,13 @@ def read_vocabulary(path: pathlib.Path, metadata: Mapping[str, Any]) -> Vocabula
     """Return a model's vocabulary.
 
     Raises:
-      UserError: it cannot be read, or is not the one trained with.
+      UserError: it cannot be read, is not the one trained with, or has more ids than the model.
     """
     with vocabulary_file(path, metadata) as file:
         vocabulary = load_vocabulary("bytes" if file is None else str(file))
+    if exported.is_export(path):
+        with damage_fails(path):
+            exported.check_vocabulary(path, vocabulary)
     trained_with = metadata["manifest"]["vocabulary_fingerprint"]
     if vocabulary.fingerprint != trained_with:
         spec = metadata["config"]["data"]["vocabulary"]
@@ -104,6 +119,8 @@ def read_vocabulary(path: pathlib.Path, metadata: Mapping[str, Any]) -> Vocabula
             f"data.vocabulary={spec!r} is not the file that the model was trained with: "
             f"its hash is {vocabulary.fingerprint[:12]}, not {trained_with[:12]}; put the original back"
         )
+    if vocabulary.size > (ids := metadata["config"]["model"]["vocab_size"]):
+        raise UserError(f"{path}: its vocabulary has {vocabulary.size} ids, and its model {ids}; it is another model's")
     return vocabulary
 
 

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from stagjax import distributed
+from stagjax.checkpoints.facts import check_facts
 from stagjax.errors import UserError
 from stagjax.fingerprint import checksum, describe, digest, fingerprint, leaves
 
@@ -83,8 +84,13 @@ def read_metadata(path: epath.Path) -> dict[str, Any]:
         saved_digest = metadata.pop("digest")
     except Exception as error:
         raise DamagedError(f"metadata: {reason(error)}") from error
-    if saved_digest != digest(metadata) or str(metadata["step"]) != path.name:
+    if saved_digest != digest(metadata) or str(metadata.get("step")) != path.name:
         raise DamagedError("metadata: not what was saved")
+    metadata.setdefault("skipped_batches", [])  # Older versions wrote none.
+    try:
+        check_facts("metadata", metadata)
+    except UserError as error:
+        raise DamagedError(str(error)) from error
     return metadata
 
 

@@ -15,6 +15,13 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from stagjax.fingerprint import describe
+
+_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64", "BOOL": "bool"} | {
+    f"{letter}{bits}": f"{kind}{bits}" for letter, kind in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)
+}
+"""What safetensors calls the types of arrays."""
+
 SHARD_BYTES = 5 * 10**9
 """Largest file, unless a single tensor is larger; Hugging Face's limit."""
 
@@ -68,25 +75,28 @@ class TensorFiles:
     """
 
     def __init__(self, directory: pathlib.Path, stem: str):
-        index = directory / _index(stem)
         files = {f"{stem}.safetensors"}
-        if index.exists():
-            files = set(json.loads(index.read_text())["weight_map"].values())
+        if os.path.lexists(directory / _index(stem)):
+            files = {*json.loads(own_file(directory, _index(stem)).read_text())["weight_map"].values()}
         self._where: dict[str, Any] = {}
         for file in sorted(files):
-            reader = safetensors.safe_open(directory / file, framework="np")
+            reader = safetensors.safe_open(own_file(directory, file), framework="np")
             self._where |= dict.fromkeys(reader.keys(), reader)
 
-    def names(self) -> set[str]:
-        """Return the tensors' names."""
-        return {*self._where}
+    def describe(self) -> dict[str, str]:
+        """Return the type and shape of each tensor, e.g. "float32[2,3]", as the files' heads have it."""
+        return {name: self._described(name) for name in self._where}
+
+    def _described(self, name: str) -> str:
+        stored = self._where[name].get_slice(name)
+        return f"{_TYPES.get(stored.get_dtype())}[{','.join(map(str, stored.get_shape()))}]"
 
     def array(self, name: str) -> np.ndarray:
         """Return one tensor, whole, in the memory of this machine."""
         return self._where[name].get_tensor(name)
 
     def read(self, abstract: Any) -> Any:
-        """Return a tree like `abstract` (of `jax.ShapeDtypeStruct` with shardings) in the dtypes that the files hold.
+        """Return a tree like `abstract` (of `jax.ShapeDtypeStruct` with shardings), which is what the files hold.
 
         Each process reads the slices that its own devices hold.
         """
@@ -96,12 +106,27 @@ class TensorFiles:
         name = tensor_name(path)
         if name not in self._where:
             raise ValueError(f"there is no tensor {name}")
+        if (found := self._described(name)) != (wanted := describe({name: like})[name]):
+            raise ValueError(f"{name} is {found}, not {wanted}")
         if not like.shape:
             return jax.device_put(self._where[name].get_tensor(name), like.sharding)
         stored = self._where[name].get_slice(name)
-        if tuple(stored.get_shape()) != like.shape:
-            raise ValueError(f"{name} has the shape {stored.get_shape()}, not {list(like.shape)}")
         return jax.make_array_from_callback(like.shape, like.sharding, lambda index: stored[index])
+
+
+def own_file(directory: pathlib.Path, name: Any) -> pathlib.Path:
+    """Return the path of a file right in a directory; raise `ValueError` for a name that leads anywhere else.
+
+    Whoever made an export wrote its names: they may be paths or links, of anything on this machine, or pipes.
+    """
+    if not isinstance(name, str) or name in ("", ".", "..") or os.path.basename(name) != name:
+        raise ValueError(f"{name!r} is no name of a file in the directory")
+    path = directory / name
+    if path.resolve().parent != directory.resolve():
+        raise ValueError(f"{name} is a link out of the directory")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{name} is no file")
+    return path
 
 
 def tensor_name(path: tuple[Any, ...]) -> str:

@@ -3,12 +3,13 @@
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from stagjax import __version__
 from stagjax.errors import Preempted, RunFailed, UserError
 from stagjax.printable import one_line
+from stagjax.rules import COUNT, COUNT_OR_NONE, Number
 from stagjax.streams import checked, make_lasting
 
 COMMANDS = {
@@ -35,9 +36,46 @@ exit status:
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser, also of subcommands, that refuses a line in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `UserError`; what `number` refuses has its remedy already."""
+        name, mark, broken = message.removeprefix("argument ").partition(f": {_BROKEN}")
+        raise UserError(f"{name}={broken}" if mark else f"{name}; see {self.prog} --help")
+
+
+_BROKEN = "broken: "
+
+
+def number(rule: Number) -> Callable[[str], int | float]:
+    """Return the `type` of an argument whose value is a number within a rule."""
+
+    def parse(text: str) -> int | float:
+        try:
+            value = rule.parse(text)
+        except ValueError:
+            broken = f"is no {'number' if rule.kind is float else 'whole number'}; use {rule.range}"
+        else:
+            broken = rule.broken(value)
+        if broken:
+            raise argparse.ArgumentTypeError(f"{_BROKEN}{text[:40]} {broken}")
+        return value
+
+    return parse
+
+
+def numbers(rule: Number) -> Callable[[str], list[int | float]]:
+    """Return the `type` of an argument whose value is one number or several, A,B,..., each within a rule."""
+    return lambda text: [number(rule)(part) for part in text.split(",")]
+
+
+count, count_or_none, counts = number(COUNT), number(COUNT_OR_NONE), numbers(COUNT)
+
+
 def build_parser(command: str | None) -> argparse.ArgumentParser:
     """Return the parser; only `command`'s module, if any, is imported for its arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="stagjax",
         description="Train, evaluate and benchmark StagFormer: a Transformer whose layer stacks decode in parallel.",
         epilog=EPILOG,
@@ -65,7 +103,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the arguments of a line, with `argv` itself and `overrides` ("section.field=value").
 
     Raises:
-      UserError: an argument that is none; what `argparse` refuses ends the process with 2.
+      UserError: an argument that is none, or a value that it cannot have.
     """
     command = next((word for word in argv if not word.startswith("-")), None)
     try:
@@ -127,8 +165,8 @@ def checkpoint_step(text: str | None) -> str | int | None:
     """Read the value of `--checkpoint`: "best", "latest" or a step; None stays None."""
     if text in (None, "best", "latest"):
         return text
-    if not text.isdecimal():
-        raise UserError(f"--checkpoint={text} is neither best, latest nor a step")
+    if not text.isdecimal() or len(text) > 18:
+        raise UserError(f"--checkpoint={text[:40]} is neither best, latest nor a step")
     return int(text)
 
 

@@ -4,9 +4,10 @@ import argparse
 from typing import Any
 
 from stagjax.bench.comparators import COMPARATORS
-from stagjax.cli import add_config_argument, add_subcommand
+from stagjax.cli import add_config_argument, add_subcommand, count, count_or_none, counts, number
 from stagjax.cli.bench_results import Report, add_output_arguments, check_output, platform_notes, progress
 from stagjax.cli.hosts import start
+from stagjax.rules import Number
 
 EPILOG = """\
 examples:
@@ -36,17 +37,34 @@ def add_command(commands: Any) -> None:
     )
     add_config_argument(parser)
     add = parser.add_argument
-    add("--batch", default="1", metavar="B[,B...]", help="rows decoded at once (default: 1)")
-    add("--context", metavar="S[,S...]", help="slots of the caches, all filled; default: data.row_length")
+    add("--batch", type=counts, default="1", metavar="B[,B...]", help="rows decoded at once (default: 1)")
+    add(
+        "--context",
+        type=counts,
+        metavar="S[,S...]",
+        help="slots of the caches, all filled; default: data.row_length",
+    )
     add("--mesh", default="", metavar="stack=P,tensor=N", help="default: a slice a stack, on all devices")
     add("--against", default="all", metavar="A,B,...", help="comparators, all (the default) or none; see below")
     add("--split", default="model,baseline_slice", metavar="A,B,...", help="whose steps are split by part, or none")
     add("--no-prefill", action="store_true", help="leave prefill out")
-    add("--repeats", type=int, default=20, metavar="N", help="samples of each program (default: 20)")
-    add("--warmup", type=int, default=2, metavar="N", help="calls before the first sample (default: 2)")
-    add("--tokens", type=int, default=16, metavar="N", help="tokens of one call, 2 to 32 (default: 16)")
+    add("--repeats", type=count, default=20, metavar="N", help="samples of each program (default: 20)")
+    add(
+        "--warmup",
+        type=count_or_none,
+        default=2,
+        metavar="N",
+        help="calls before the first sample (default: 2)",
+    )
+    tokens = number(Number(int, 2, 32))
+    add("--tokens", type=tokens, default=16, metavar="N", help="tokens of one call, 2 to 32 (default: 16)")
     add("--heads", default="padded", metavar="HOW", help="heads that devices do not divide: padded, repeated")
-    add("--rows", type=int, metavar="N", help="pad rows of products to a multiple; default: 8 on a TPU, else 1")
+    add(
+        "--rows",
+        type=count,
+        metavar="N",
+        help="pad rows of products to a multiple; default: 8 on a TPU, else 1",
+    )
     add_output_arguments(parser)
     parser.set_defaults(measure=run)
 
@@ -59,8 +77,7 @@ def run(args: argparse.Namespace) -> int:
     from stagjax.mesh import DecodeMesh
 
     config = load_config(args.config, args.overrides)
-    batches = _numbers("--batch", args.batch)
-    contexts = _numbers("--context", args.context or str(config.data.row_length))
+    batches, contexts = args.batch, args.context or [config.data.row_length]
     against = _names("--against", args.against, tuple(COMPARATORS))
     split = _names("--split", args.split, ("model", *COMPARATORS))
     if args.heads not in ("padded", "repeated"):
@@ -136,15 +153,6 @@ def _names(option: str, text: str, known: tuple[str, ...]) -> list[str]:
         if name not in known:
             raise unknown(option, name, (*known, "all", "none"))
     return names
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    from stagjax.errors import UserError
-
-    parts = text.split(",")
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UserError(f"{option}={text} is no list of positive numbers; use e.g. 1 or 1,8")
-    return [int(part) for part in parts]
 
 
 def _comparators() -> str:

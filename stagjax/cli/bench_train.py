@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from stagjax.cli import add_config_argument, add_subcommand
+from stagjax.cli import add_config_argument, add_subcommand, count
 from stagjax.cli.bench_results import Report, add_output_arguments, check_output, platform_notes, progress
 from stagjax.cli.hosts import start
 
@@ -33,9 +33,14 @@ def add_command(commands: Any) -> None:
     add_config_argument(parser)
     add = parser.add_argument
     add("--variants", metavar="A,B,...", help="of the file; ratios are to the first. Or one, as --config=FILE:VARIANT")
-    add("--steps", type=int, default=5, metavar="N", help="timed steps of a variant in a round (default: 5)")
-    add("--rounds", type=int, default=2, metavar="N", help="passes over all variants (default: 2)")
-    add("--batch", type=int, metavar="ROWS", help="rows of a step, all devices together: training.global_batch")
+    add("--steps", type=count, default=5, metavar="N", help="timed steps of a variant in a round (default: 5)")
+    add("--rounds", type=count, default=2, metavar="N", help="passes over all variants (default: 2)")
+    add(
+        "--batch",
+        type=count,
+        metavar="ROWS",
+        help="rows of a step, all devices together: training.global_batch",
+    )
     add("--pipelined", action="store_true", help="measure models of several stacks also with a slice a stack")
     add_output_arguments(parser)
     parser.set_defaults(measure=run)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from stagjax.cli import add_subcommand
+from stagjax.cli import add_subcommand, count
 from stagjax.files import directory
 from stagjax.printable import one_line
 
@@ -96,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     convert.add_argument("--output", required=True, type=pathlib.Path, metavar="WORKDIR", help="must not exist")
     _add_checkpoint(convert)
     convert.add_argument("--to", metavar="separate|shared", help="weights of the stacks; left out: the stacks stay")
-    convert.add_argument("--stacks", type=int, default=2, metavar="P", help="default: %(default)s")
+    convert.add_argument("--stacks", type=count, default=2, metavar="P", help="default: %(default)s")
     convert.add_argument(
         "--layers",
         metavar="NAME",

@@ -4,9 +4,10 @@ import argparse
 import time
 from typing import TYPE_CHECKING
 
-from stagjax.cli import add_subcommand, data_prepare
+from stagjax.cli import add_subcommand, count, data_prepare, number
 from stagjax.errors import RunFailed, UserError
 from stagjax.printable import one_line
+from stagjax.rules import VALIDATION_PERCENT, Number
 
 if TYPE_CHECKING:
     from stagjax.data.vocabulary import Vocabulary
@@ -58,21 +59,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     vocab.add_argument(
         "--size",
         required=True,
-        type=int,
+        type=count,
         metavar="N",
         help="ids, including 3 specials, the unknown and 256 bytes: 8192 suits 10 MB of text, 256000 the Pile",
     )
     vocab.add_argument("--output", required=True, metavar="FILE.model", help="file to write; never overwritten")
     vocab.add_argument(
         "--validation-percent",
-        type=int,
+        type=number(VALIDATION_PERCENT),
         default=5,
         metavar="N",
         help="share of documents that is held out, as data.validation_percent in the experiment (default: 5)",
     )
     vocab.add_argument(
         "--share",
-        type=float,
+        type=number(Number(float, 0, 1, open_low=True)),
         default=1.0,
         metavar="X",
         help="share of the documents to use, chosen by their names, where all are too many to be held in memory: 0.001 "
@@ -131,8 +132,6 @@ def _read(args: argparse.Namespace) -> tuple[dict[str, list[tuple[str, str]]], l
 
     config = DataConfig(source=args.source, path=args.path, validation_percent=args.validation_percent)
     config.check()
-    if not 0 < args.share <= 1:
-        raise UserError(f"--share={args.share} is outside 0..1; use e.g. 0.01 for one document of a hundred")
     source = open_source(config)
     texts: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
     for document in source.documents():

@@ -7,9 +7,10 @@ import pathlib
 import types
 from typing import TYPE_CHECKING
 
-from stagjax.cli import add_subcommand
+from stagjax.cli import add_subcommand, count, number
 from stagjax.errors import RunFailed, UserError
 from stagjax.printable import one_line
+from stagjax.rules import ROW_LENGTH, VALIDATION_PERCENT, Number
 
 if TYPE_CHECKING:
     from stagjax.data.preparing import Outcome
@@ -57,20 +58,27 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "--vocabulary", required=True, metavar="bytes|FILE.model", help="bytes, or a model made by `stagjax data vocab`"
     )
     prepare.add_argument(
-        "--row-length", required=True, type=int, metavar="N", help="ids in a row, as data.row_length: 1280 in the paper"
+        "--row-length",
+        required=True,
+        type=number(ROW_LENGTH),
+        metavar="N",
+        help="ids in a row, as data.row_length: 1280 in the paper",
     )
     prepare.add_argument(
-        "--processes", type=int, metavar="N", help="shards at the same time, a core each (default: all cores)"
+        "--processes",
+        type=count,
+        metavar="N",
+        help="shards at the same time, a core each (default: all cores)",
     )
     prepare.add_argument(
         "--validation-percent",
-        type=int,
+        type=number(VALIDATION_PERCENT),
         metavar="N",
         help="share of the documents to hold out, 1 to 50, where no file is made for validation",
     )
     prepare.add_argument(
         "--max-broken",
-        type=float,
+        type=number(Number(float, 0, 1)),
         default=0.001,
         metavar="SHARE",
         help="share of documents that may be broken; what a damaged shard lost counts by bytes (default: 0.001)",
@@ -122,15 +130,6 @@ def _prepare(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Raise `UserError` for values that have no meaning."""
-    for flag, value, low, high in (
-        ("--row-length", args.row_length, 2, None),
-        ("--processes", args.processes, 1, None),
-        ("--validation-percent", args.validation_percent, 1, 50),
-        ("--max-broken", args.max_broken, 0, 1),
-    ):
-        if value is not None and not (low <= value and (high is None or value <= high)):
-            rule = f"{low} or more" if high is None else f"{low} to {high}"
-            raise UserError(f"{flag}={value:g} is outside its range; use {rule}")
     if "://" in args.output:
         raise UserError(f"--output={args.output} is no directory of this machine; prepare here, then copy it")
 

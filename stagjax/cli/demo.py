@@ -6,6 +6,8 @@ import statistics
 import time
 from typing import Any
 
+from stagjax.cli import count
+
 VARIANTS = ("baseline_3", "baseline_6", "shared_2x3", "separate_2x3")
 PROMPT = "def "
 NEW_TOKENS = 192
@@ -26,20 +28,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", default="experiments/stdlib.py", metavar="FILE", help="experiment file, default: %(default)s"
     )
     parser.add_argument("--workdir", default="demo", type=pathlib.Path, metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=320, help="of training for each model, default: %(default)s")
+    parser.add_argument("--steps", type=count, default=320, help="of training for each model, default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> None:
     """Train, decode, and write the table and the pictures."""
     from stagjax.cli import refuse_overrides
-    from stagjax.errors import UserError
     from stagjax.experiment import load_config
     from stagjax.host_memory import keep_host_memory
 
     keep_host_memory()
     refuse_overrides(args)
-    if args.steps < 1:
-        raise UserError(f"--steps={args.steps} is below 1; use 1 or more")
     overrides = [
         f"training.steps={args.steps}",
         f"training.warmup_steps={min(20, args.steps)}",

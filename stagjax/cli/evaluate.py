@@ -6,9 +6,11 @@ import shutil
 import tempfile
 from typing import Any
 
+from stagjax.cli import count, count_or_none, number
 from stagjax.cli.evaluation_run import Run, add_data_argument, add_run_arguments, status_of
 from stagjax.cli.hosts import launch, launches
 from stagjax.errors import UserError
+from stagjax.rules import SEED, TEMPERATURE
 
 EPILOG = """\
 examples:
@@ -41,11 +43,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workdir", metavar="DIR", help="of a stagjax train run, or an export")
     add("--checkpoint", metavar="best|latest|STEP", help="default: best, or latest if none was validated")
     add("--decoding", default="parallel", metavar="MODE", help="parallel (the default), or recurrent (shared weights)")
-    add("--shots", type=int, metavar="N", help="examples in a prompt; default: each benchmark's, most have none")
-    add("--limit", type=int, metavar="N", help="the first N documents of each task")
-    add("--samples", type=int, default=1, metavar="N", help="answers to each generation request (default: 1)")
-    add("--temperature", type=float, default=0.0, help="of generation; 0, greedy, is the default")
-    add("--seed", type=int, default=0, help="of sampled answers (default: 0)")
+    add(
+        "--shots",
+        type=count_or_none,
+        metavar="N",
+        help="examples in a prompt; default: each benchmark's, most have none",
+    )
+    add("--limit", type=count, metavar="N", help="the first N documents of each task")
+    add("--samples", type=count, default=1, metavar="N", help="answers to each generation request (default: 1)")
+    add("--temperature", type=number(TEMPERATURE), default=0.0, help="of generation; 0, greedy, is the default")
+    add("--seed", type=number(SEED), default=0, help="of sampled answers (default: 0)")
     add("--documents", default="disjoint", metavar="RULE", help="how long documents are cut: disjoint, overlap")
     add("--stop", default="anywhere", metavar="RULE", help="where stop strings count: anywhere, after_text")
     add("--output", type=pathlib.Path, metavar="DIR", help="results.json, samples, and cells to go on from")

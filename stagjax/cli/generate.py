@@ -7,8 +7,10 @@ import sys
 import time
 from typing import Any
 
+from stagjax.cli import count, number
 from stagjax.files import directory, read_text, text_lines
 from stagjax.printable import for_terminal
+from stagjax.rules import SEED, TEMPERATURE, TOP_P
 
 EPILOG = """\
 examples:
@@ -34,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", metavar="best|latest|STEP", help="default: best, or latest if none was validated"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default: %(default)s")
+    parser.add_argument("--max-new-tokens", type=count, default=128, metavar="N", help="default: %(default)s")
     parser.add_argument(
         "--decoding",
         default="parallel",
@@ -49,14 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="decode on several devices: stack=P gives each of P stacks a slice of its own, tensor=N divides each "
         "slice's layers over N devices, data=G the rows over G groups; default: one device",
     )
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy, the default; 1 the model as it is")
-    parser.add_argument("--top-k", type=int, metavar="K", help="keep the K most probable tokens")
-    parser.add_argument("--top-p", type=float, metavar="P", help="keep the most probable tokens that sum to P")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling noise, default: %(default)s")
+    parser.add_argument(
+        "--temperature", type=number(TEMPERATURE), default=0.0, help="0 is greedy, the default; 1 the model as it is"
+    )
+    parser.add_argument("--top-k", type=count, metavar="K", help="keep the K most probable tokens")
+    parser.add_argument("--top-p", type=number(TOP_P), metavar="P", help="keep the most probable tokens that sum to P")
+    parser.add_argument("--seed", type=number(SEED), default=0, help="of the sampling noise, default: %(default)s")
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="ends a row; may be given several times"
     )
-    parser.add_argument("--chunk", type=int, default=32, metavar="N", help="tokens a compiled call, at most 32")
+    parser.add_argument("--chunk", type=count, default=32, metavar="N", help="tokens a compiled call, at most 32")
     parser.add_argument("--logprobs", action="store_true", help="print the tokens' log-probabilities")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write everything to FILE as JSON")
 

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from stagjax import local_processes
+from stagjax.cli import count, count_or_none, number
 from stagjax.errors import UserError
 from stagjax.hosts.place import told
+from stagjax.rules import SECONDS
 
 _LONGEST_WAIT = 7 * 24 * 3600
 
@@ -26,19 +28,27 @@ def add_host_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add = group.add_argument
     add("--coordinator", metavar="HOST:PORT", help="address of process 0, a port that is free there")
-    add("--num-processes", type=int, metavar="N", help="processes of the run in all")
-    add("--process-id", type=int, metavar="I", help="of this one, 0 to N-1")
+    add("--num-processes", type=count, metavar="N", help="processes of the run in all")
+    add("--process-id", type=count_or_none, metavar="I", help="of this one, 0 to N-1")
     add(
         "--join-timeout",
-        type=float,
+        type=number(SECONDS),
         default=300.0,
         metavar="SECONDS",
         help="how long to wait for the others before anything is computed (default: 300)",
     )
     add(
-        "--local-processes", type=int, metavar="N", help="run on N processes of this machine, over its loopback network"
+        "--local-processes",
+        type=count,
+        metavar="N",
+        help="run on N processes of this machine, over its loopback network",
     )
-    add("--devices-per-process", type=int, metavar="K", help="of --local-processes: devices of the CPU that each sees")
+    add(
+        "--devices-per-process",
+        type=count,
+        metavar="K",
+        help="of --local-processes: devices of the CPU that each sees",
+    )
 
 
 def launches(args: argparse.Namespace) -> bool:
@@ -49,10 +59,6 @@ def launches(args: argparse.Namespace) -> bool:
     """
     if args.local_processes is None or local_processes.is_one():
         return False
-    for name in ("local_processes", "devices_per_process"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')}={value} is below 1; use 1 or more")
     if args.coordinator is not None:
         raise UserError(
             f"--local-processes={args.local_processes} chooses a --coordinator itself; leave one of them out"

@@ -4,7 +4,7 @@ import argparse
 import pathlib
 from typing import Any
 
-from stagjax.cli import add_config_argument
+from stagjax.cli import add_config_argument, count
 
 EPILOG = """\
 examples:
@@ -17,8 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.epilog = EPILOG
     add_config_argument(parser)
-    parser.add_argument("--context", type=int, metavar="T", help="slots of the caches, default: data.row_length")
-    parser.add_argument("--batch", type=int, default=1, metavar="B", help="rows decoded at once, default: %(default)s")
+    parser.add_argument("--context", type=count, metavar="T", help="slots of the caches, default: data.row_length")
+    parser.add_argument(
+        "--batch", type=count, default=1, metavar="B", help="rows decoded at once, default: %(default)s"
+    )
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the same figures to FILE")
 
 
@@ -29,10 +31,8 @@ def run(args: argparse.Namespace) -> None:
 
     config = load_config(args.config, args.overrides)
     context = args.context or config.data.row_length
-    if not 1 <= context <= config.model.max_length:
-        raise UserError(f"--context={context} is outside 1..{config.model.max_length}, model.max_length")
-    if args.batch < 1:
-        raise UserError(f"--batch={args.batch} is below 1; use 1 or more")
+    if context > config.model.max_length:
+        raise UserError(f"--context={context} is over model.max_length={config.model.max_length}; use that or less")
 
     from stagjax.distributed import start_up
     from stagjax.files import write_json

@@ -2,10 +2,10 @@
 
 import argparse
 import pathlib
-import re
 from typing import Any
 
-from stagjax.cli import add_config_argument
+from stagjax.cli import add_config_argument, count, counts
+from stagjax.rules import Number
 
 EPILOG = """\
 examples:
@@ -30,8 +30,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--topology", required=True, metavar="NAME", help="e.g. v5e:4x4, v5e:16x16, v5p:2x2x4, v6e:4x4, tpu7x:2x2x4")
     add("--program", default="decode", metavar="NAME", help="decode (a step; the default), prefill, or train")
-    add("--batch", default="1", metavar="B[,B...]", help="rows decoded at once; several with --compare; default: 1")
-    add("--context", type=int, metavar="T", help="slots of the caches, or prompt length; default: data.row_length")
+    add(
+        "--batch",
+        type=counts,
+        default="1",
+        metavar="B[,B...]",
+        help="rows decoded at once; several with --compare; default: 1",
+    )
+    add(
+        "--context",
+        type=count,
+        metavar="T",
+        help="slots of the caches, or prompt length; default: data.row_length",
+    )
     add("--mesh", default="", metavar="stack=P,tensor=N", help="default: a slice a stack, on all chips")
     add("--decoding", default="parallel", metavar="MODE", help="parallel (the default) or recurrent")
     add(
@@ -40,7 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOW",
         help="heads that chips do not divide: padded (the default), repeated",
     )
-    add("--rows", type=int, metavar="N", help="pad rows of products to a multiple; default: 8, which a TPU takes")
+    add(
+        "--rows",
+        type=count,
+        metavar="N",
+        help="pad rows of products to a multiple; default: 8, which a TPU takes",
+    )
     add(
         "--calibration",
         action="append",
@@ -64,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
     """Compile, then print, write and draw."""
     from stagjax.errors import UserError
 
-    batches = _batches(args.batch)
+    batches = args.batch
     if args.compare:
         if args.json or args.timeline or args.program == "prefill":
             raise UserError(
@@ -240,14 +256,6 @@ def _variants(args: argparse.Namespace) -> list[str]:
     return args.variants.split(",") if args.variants else variant_names(args.config.partition(":")[0])
 
 
-def _batches(text: str) -> list[int]:
-    from stagjax.errors import UserError
-
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise UserError(f"--batch={text} is no number of rows; use e.g. 8, or 1,8 with --compare")
-    return [int(part) for part in text.split(",")]
-
-
 def _calibrations(texts: list[str]) -> list[Any]:
     """Return the two calibrations with the constants that the command line changes."""
     import dataclasses
@@ -257,6 +265,7 @@ def _calibrations(texts: list[str]) -> list[Any]:
 
     known = {HOPS.name: HOPS, PUBLISHED.name: PUBLISHED}
     fields = [field.name for field in dataclasses.fields(Calibration) if field.name not in ("name", "kinds")]
+    constant = Number(float, 0, any_size=True)
     for text in texts:
         name, _, assignments = text.partition(":")
         changes = {}
@@ -268,6 +277,7 @@ def _calibrations(texts: list[str]) -> list[Any]:
                 changes[field] = float(value)
             except ValueError:
                 raise UserError(f"--calibration={text}: {field}={value!r} is no number") from None
+            constant.check(f"--calibration={text}: {field}", changes[field])
         if not name or not changes:
             raise UserError(f"--calibration={text} changes nothing; use e.g. hops:hop_us=0.7")
         # Whoever names constants says that they hold for the chips at hand.

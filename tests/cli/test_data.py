@@ -63,13 +63,13 @@ def test_vocab_reads_the_standard_library(folder, capsys):
     [
         ([], dict(size=10_000_000), r"--size=10000000 is more than this text yields; use "),
         ([], dict(size=5), "--size=5 is below the 4 specials and 256 bytes; use 512 or more"),
-        (["--share=0"], {}, "--share=0.0 is outside 0..1; use e.g. 0.01"),
+        (["--share=0"], {}, "--share=0 is not above 0; use more than 0, to 1"),
         ([], dict(source="jsonl"), "empty corpus: --path='{}/texts' has no file that ends in .jsonl, .jsonl.zst, "
                                    ".jsonl.zstd, .jsonl.gz, which "
                                    "is what --source='jsonl' reads; correct one of the two"),
         ([], dict(source="txt"), "unknown --source 'txt'; did you mean 'text'?"),
         (["--path={}/none"], {}, "--path='{}/none' does not exist; --source='text' reads a directory"),
-        (["--validation-percent=0"], {}, "--validation-percent=0 is below 1; use 1 or more"),
+        (["--validation-percent=0"], {}, "--validation-percent=0 is below 1; use 1 to 50"),
         (["--validation-percent=51"], {}, "--validation-percent=51 is over 50; use 1 to 50"),
         (["--config.data.path=x"], {}, "--config.data.path=x: `stagjax data vocab` reads no experiment"),
         (["--sise=4"], {}, "unknown argument '--sise=4'"),

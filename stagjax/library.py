@@ -4,6 +4,7 @@ import functools
 import pathlib
 from collections.abc import Callable, Sequence
 
+from stagjax import memory
 from stagjax.checkpoints.origin import read_model, read_vocabulary
 from stagjax.config import Config
 from stagjax.data.vocabulary import Vocabulary
@@ -119,6 +120,7 @@ def load(
     """
     path = directory(workdir)
     sizes = DecodeMesh.parse(mesh) if isinstance(mesh, str) else mesh
-    params, metadata = read_model(path, checkpoint, functools.partial(stored_shardings, decoding_mesh(sizes)))
+    with memory.told(f"the parameters of {path} do not fit; divide them over more devices (mesh tensor=N)"):
+        params, metadata = read_model(path, checkpoint, functools.partial(stored_shardings, decoding_mesh(sizes)))
     vocabulary = read_vocabulary(path, metadata)
     return LanguageModel(Config.from_dict(metadata["config"]), params, vocabulary, metadata["step"], sizes)

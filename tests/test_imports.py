@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parent.parent / "stagjax"
 LEVELS = [
     {
         *("bucket", "errors", "files", "host_memory", "hardware", "hosts", "libtpu", "local_processes", "printable"),
-        *("rules", "streams", "__init__"),
+        *("memory", "rules", "streams", "__init__"),
     },
     {"config", "config_rules"},
     {"experiment", "division", "mesh", "sharding"},

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from stagjax import memory
 from stagjax.bench import hlo
 from stagjax.bench.cases import Case, Subject, cases
 from stagjax.bench.components import programs_of, split
@@ -118,15 +119,11 @@ class LatencyBenchmark:
         """Yield each case's key and what is timed of it; None where this process has no part in it."""
         for number, case in enumerate(found):
             self.on_step(f"compiling {point}: {case.name}", number, len(found))
-            try:
+            with memory.told(
+                f"{case.key} at {point} does not fit beside what was made before it; compare with less "
+                "(--against=baseline,baseline_slice), or lower --batch or --context"
+            ):
                 yield case.key, make(case) if takes_part(case.placement.mesh) else None
-            except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
-                    raise
-                raise UserError(
-                    f"{case.key} does not fit into memory beside what was made before it; "
-                    "compare with less (--against=baseline,baseline_slice), or lower --batch or --context"
-                ) from error
 
     def _timed(self, case: Case, run: Any, call: Callable[[Any], float]) -> Callable[[], float]:
         """Return what is timed: all processes begin together, and those without a part wait for the next time."""

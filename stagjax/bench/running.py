@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stagjax import memory
 from stagjax.bench.programs import Traceable
-from stagjax.decoding.loop import EVERYWHERE, MAX_CHUNK, ROWS, Carry, Drawing, abstract_state, go_on
+from stagjax.decoding.loop import EVERYWHERE, MAX_CHUNK, ROWS, Carry, Drawing, abstract_state, decode_memory, go_on
 from stagjax.decoding.placement import Placement, abstract_placed, shardings
 from stagjax.decoding.sampling import Sampling
 
@@ -80,6 +81,7 @@ class DecodeRun:
         keys_B = per_row(jax.eval_shape(lambda: jax.random.key(0)).dtype)
         count = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
         carry = Carry(state, per_row(jnp.int32), per_row(jnp.bool))
+        memory.check_host(memory.held_bytes((abstract_placed(placement), state)), decode_memory(batch, context))
         self.params = pool.arrays(abstract_placed(placement))
         self.keys_B, self.carry = random_arrays((keys_B, carry))
         whole = jax.jit(lambda: [jnp.int32(n) for n in (*range(MAX_CHUNK + 1), context - 1)], out_shardings=everywhere)

@@ -6,7 +6,6 @@ What is timed is the program that trains. Its state and its batch are random: wh
 import contextlib
 import dataclasses
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,18 +14,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from stagjax import memory
 from stagjax.bench.programs import train_program
 from stagjax.bench.roofline import Peakmeter, Peaks
 from stagjax.bench.running import random_arrays
 from stagjax.bench.timing import Timing
 from stagjax.config import Config
 from stagjax.distributed import barrier, takes_part
-from stagjax.errors import UserError
+from stagjax.errors import RunFailed, UserError
 from stagjax.mesh import training_mesh
 from stagjax.model.accounting import count_parameters, training_flops
 from stagjax.model.kernels import choose_kernel
 from stagjax.model.pipelining import bubble, num_microbatches
 from stagjax.sharding import check_training
+from stagjax.training.step import check_memory, step_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +63,13 @@ class TrainingRun:
     """
 
     def __init__(self, config: Config, mesh: jax.sharding.Mesh):
+        check_memory(config, mesh)
         traceable = train_program(config, mesh)
         begun = time.perf_counter()
         self.compiled = traceable.function.lower(*traceable.arguments).compile()
         self.seconds = time.perf_counter() - begun
-        memory = self.compiled.memory_analysis()
-        moved = memory.output_size_in_bytes - memory.alias_size_in_bytes
-        self.bytes_per_device = memory.argument_size_in_bytes + moved + memory.temp_size_in_bytes
-        self._check_host_memory(mesh)
+        self.bytes_per_device = memory.compiled_bytes(self.compiled)
+        check_memory(config, mesh, self.compiled)
         self.metrics: dict[str, jax.Array] = {}
         shardings = jax.tree.map(lambda leaf: leaf.sharding, traceable.arguments)
         make = lambda: _random_arguments(config, *traceable.arguments)
@@ -90,14 +90,6 @@ class TrainingRun:
         self._state, self.metrics = self.compiled(self._state, *self._inputs)
         jax.block_until_ready(self.metrics)
         return time.perf_counter() - begun
-
-    def _check_host_memory(self, mesh: jax.sharding.Mesh) -> None:
-        # An accelerator refuses an array that has no room; Linux lends more than there is, and ends the process later.
-        if mesh.devices.flat[0].platform != "cpu":
-            return
-        needed = self.bytes_per_device * len(mesh.local_devices)
-        if needed > host_bytes():
-            raise _NoRoom(f"needs {needed / 1e9:.1f} GB of the {host_bytes() / 1e9:.1f} GB of this machine")
 
 
 class TrainingBenchmark:
@@ -124,7 +116,7 @@ class TrainingBenchmark:
         self._rounds = 0
         meshes = []
         for name, config in variants:
-            with _named(name):
+            with _named(name, config):
                 meshes.append(training_mesh(config.mesh, devices))
                 rows = config.training.global_batch // config.training.accumulation
                 # All of them now: what is wrong with the last shall not be told after minutes of compiling the others.
@@ -133,7 +125,7 @@ class TrainingBenchmark:
         self._subjects = []
         for number, ((name, config), mesh) in enumerate(zip(variants, meshes, strict=True)):
             on_step(f"compiling {name}", number, len(variants))
-            with _named(name):
+            with _named(name, config):
                 run = TrainingRun(config, mesh) if takes_part(mesh) else None
             # Of the peaks only the FLOP/s are used: the working set does not matter.
             peaks = peakmeters[config.model.compute_dtype].peaks(mesh, working_set=1 << 20)
@@ -146,7 +138,7 @@ class TrainingBenchmark:
         self._rounds += 1
         text = f"round {self._rounds} of {self.settings.rounds}: training"
         for subject in self._subjects:
-            with _named(subject.name):
+            with _named(subject.name, subject.config):
                 # The name as a default: it is another one in the next turn.
                 subject.measure(
                     self.settings.steps, lambda name=subject.name: self.on_step(f"{text} {name}", next(done), total)
@@ -223,30 +215,14 @@ class _Subject:
         }
 
 
-class _NoRoom(Exception):
-    """A step that cannot run for want of memory."""
-
-
-def host_bytes() -> int:
-    """Return the bytes of memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 @contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
+def _named(name: str, config: Config) -> Iterator[None]:
     """Say of which variant an error is; make one for what does not fit."""
     try:
-        yield
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from error
-    except (_NoRoom, jax.errors.JaxRuntimeError) as error:
-        if not isinstance(error, _NoRoom) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        why = f" ({error})" if isinstance(error, _NoRoom) else ""
-        raise UserError(
-            f"{name}: a training step does not fit into memory{why}; recompute activations "
-            "(--config.training.remat=layer), cut the batch (--config.training.accumulation=2) or lower --batch"
-        ) from error
+        with memory.told(step_memory(config)):
+            yield
+    except (UserError, RunFailed) as error:
+        raise type(error)(f"{name}: {error}") from error
 
 
 def _random_arguments(config: Config, state: Any, batch: Any, lengths: Any) -> tuple[Any, ...]:

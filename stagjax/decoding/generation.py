@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from stagjax import memory
 from stagjax.config import ModelConfig
 from stagjax.data.vocabulary import BOS, EOS, Vocabulary
-from stagjax.decoding.loop import MAX_CHUNK, Decoder
+from stagjax.decoding.loop import MAX_CHUNK, Decoder, decode_memory
 from stagjax.decoding.reference import SequentialDecoder
 from stagjax.decoding.sampling import Sampling
 from stagjax.errors import UserError
@@ -126,18 +127,19 @@ def continue_ids(
     """
     tokens_BT, starts_B = pad_left(prompt_ids, max_length)
     rows = [_Row(vocabulary, [text.encode() for text in stop], stop_after_text) for _ in prompts]
-    chunks = decoder.chunks(tokens_BT, starts_B, max_new_tokens, sampling, keys_B, EOS, chunk)
-    drawn = next(chunks, None)
-    while drawn is not None:
-        for index, row in enumerate(rows):
-            row.extend(drawn.tokens_nB[:, index], drawn.logprobs_nB[:, index])
-            text = row.new_text()
-            if text and on_text:
-                on_text(index, text)
-        try:
-            drawn = chunks.send(np.array([row.stop_reason is not None for row in rows]))
-        except StopIteration:
-            drawn = None
+    with memory.told(decode_memory(len(prompts), tokens_BT.shape[1] + max_new_tokens)):
+        chunks = decoder.chunks(tokens_BT, starts_B, max_new_tokens, sampling, keys_B, EOS, chunk)
+        drawn = next(chunks, None)
+        while drawn is not None:
+            for index, row in enumerate(rows):
+                row.extend(drawn.tokens_nB[:, index], drawn.logprobs_nB[:, index])
+                text = row.new_text()
+                if text and on_text:
+                    on_text(index, text)
+            try:
+                drawn = chunks.send(np.array([row.stop_reason is not None for row in rows]))
+            except StopIteration:
+                drawn = None
     results = []
     for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
         text = row.new_text(final=True)

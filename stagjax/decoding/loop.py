@@ -13,9 +13,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec
 
+from stagjax import memory
 from stagjax.decoding import step as steps
 from stagjax.decoding.cache import STATE_SPECS, DecodeState
 from stagjax.decoding.placement import (
+    RECURRENT,
     DecodeParams,
     Placement,
     abstract_placed,
@@ -28,6 +30,7 @@ from stagjax.decoding.prefill import all_y, last_y, prefill
 from stagjax.decoding.sampling import Sampling, sample
 from stagjax.decoding.slices import Slices
 from stagjax.errors import UserError
+from stagjax.model.accounting import cache_bytes
 from stagjax.model.stagformer import Params
 
 MAX_CHUNK = 32
@@ -102,9 +105,12 @@ class Decoder:
 
         Raises:
           UserError: the rows do not divide over the mesh's "data" axis.
+          RunFailed: their caches do not fit into this machine's memory.
         """
         check_batch(self.placement, len(starts_B))
         capacity = round_up(tokens_BT.shape[1] + max_new_tokens, 32)
+        caches = cache_bytes(self.placement.config, capacity, self.placement.mode == RECURRENT)
+        memory.check_host(len(starts_B) * sum(caches.values()), decode_memory(len(starts_B), capacity))
         drawing = Drawing(sampling, self.num_ids, stop_id)
         carry, first = _start(self.placement, drawing, capacity, self.placed, tokens_BT, starts_B, keys_B)
         drawn = 1
@@ -118,6 +124,14 @@ class Decoder:
             carry, drawn_nB = go_on(self.placement, drawing, self.placed, carry, keys_B, jnp.int32(count))
             drawn += count
             stopped = yield Chunk(*(_on_host(leaf)[:count] for leaf in drawn_nB))
+
+
+def decode_memory(batch: int, slots: int) -> str:
+    """Return what decides the memory of decoding, and what to change where there is too little."""
+    return (
+        f"decoding {batch} rows of {slots} tokens (prompt and max_new_tokens) does not fit; decode fewer rows at once, "
+        "ask for fewer tokens, or divide the model over more devices"
+    )
 
 
 def check_batch(placement: Placement, batch: int) -> None:

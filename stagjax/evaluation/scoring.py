@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from stagjax import memory
 from stagjax.decoding.placement import PARALLEL, RECURRENT, check_mode
 from stagjax.errors import unknown
 from stagjax.evaluation.answering import Answering
@@ -121,6 +122,7 @@ class Scorer:
         Raises:
           UserError: a request that cannot be answered: an empty continuation, one that is longer than the model, no
             room for a prompt, text that is not Unicode.
+          RunFailed: too little memory.
         """
         done = 0
 
@@ -134,7 +136,11 @@ class Scorer:
         scored = [n for n, request in enumerate(requests) if not isinstance(request, GenerationRequest)]
         answers: list[Any] = [None] * len(requests)
         if scored:
-            found = self._loglikelihoods([self._spans(requests[n]) for n in scored], more)
+            with memory.told(
+                f"scoring {self._slots} tokens at once on each device does not fit; divide the model over more devices "
+                "(--mesh=tensor=N)"
+            ):
+                found = self._loglikelihoods([self._spans(requests[n]) for n in scored], more)
             for n, answer in zip(scored, found, strict=True):
                 answers[n] = answer
         if generated:

@@ -12,7 +12,7 @@ import jax
 import rich.console
 from jax.sharding import Mesh
 
-from stagjax import distributed
+from stagjax import distributed, memory
 from stagjax import workdir as workdirs
 from stagjax.checkpoints.saving import Checkpoints
 from stagjax.config import Config
@@ -30,6 +30,7 @@ from stagjax.reporting.metrics import MetricWriter, NoMetrics
 from stagjax.reporting.progress import Progress
 from stagjax.sharding import check_training
 from stagjax.training import goodput as accounts
+from stagjax.training import versions
 from stagjax.training.goodput import Goodput
 from stagjax.training.initial import find_origin
 from stagjax.training.interrupts import Interrupts
@@ -38,7 +39,7 @@ from stagjax.training.prefetch import Prefetcher
 from stagjax.training.profiling import Profiler, Window
 from stagjax.training.recovery import BadStep, Judge, SkippedBatches
 from stagjax.training.state import TrainState, abstract_state, create_state
-from stagjax.training.step import training_program
+from stagjax.training.step import check_memory, step_memory, training_program
 from stagjax.training.validation import Validator, placed_byte_lengths
 from stagjax.training.watching import Watch
 
@@ -72,8 +73,8 @@ def train(
 
     Raises:
       UserError: a mesh, data, vocabulary, workdir or `init_from` that cannot be used.
-      RunFailed: a bad step that the policies stop at, a full disk, rows that cannot be read; the last good checkpoint
-        is named.
+      RunFailed: a bad step that the policies stop at, a full disk, too little memory, rows that cannot be read; the
+        last good checkpoint is named.
       Preempted: SIGTERM; the state is saved.
       KeyboardInterrupt: Ctrl-C; the state is saved.
     """
@@ -81,6 +82,7 @@ def train(
     mesh = training_mesh(config.mesh)
     rows = config.training.global_batch // config.training.accumulation
     check_training(config.model, mesh, rows, config.training.microbatches)
+    check_memory(config, mesh)
     if profile:
         profile.check(config.training.steps)
     with workdirs.owned(workdir) as directory, Interrupts() as interrupts:
@@ -100,6 +102,7 @@ def train(
                 restored = checkpoints.restore(abstract_state(config, mesh))
                 first = origin.state(config, mesh) if origin and restored is None else None
             start = restored[1]["step"] if restored else 0
+            versions_note = versions.record(directory.path, start) if jax.process_index() == 0 else None
             goodput.undo(start)
             with (
                 _metric_writer(directory.path, start) as writer,
@@ -114,6 +117,8 @@ def train(
                     progress.note(pipeline_report(config, mesh))
                 if start:
                     progress.note(f"going on from step {start}")
+                if versions_note:
+                    progress.note(versions_note)
                 if config.training.schedule == COSINE_FROM_ZERO:
                     progress.note(f"learning rates are those of earlier builds: training.schedule={COSINE_FROM_ZERO}")
                 if start >= config.training.steps:
@@ -122,7 +127,7 @@ def train(
                 watch = Watch(writer, progress, goodput, _flops_share(config, mesh), checkpoints.last_good)
                 profiler = Profiler(profile, directory.path / "profile", start, progress.note)
                 run = _Run(config, mesh, corpus, checkpoints, watch, goodput, profiler, interrupts, directory.sync)
-                with contextlib.closing(run):
+                with contextlib.closing(run), memory.told(step_memory(config), lambda: f"; {checkpoints.last_good()}"):
                     return run.go(restored, first)
         finally:
             checkpoints.close()
@@ -212,6 +217,7 @@ class _Run:
         # First, so that the first batches are read meanwhile.
         self._go_on_from(restored, first=first)
         self.train_step = step.lower(*arguments).compile()
+        check_memory(self.config, self.mesh, self.train_step)
         self.byte_lengths_V = placed_byte_lengths(self.corpus.vocabulary, lengths)
         self.validator = Validator(self.config, self.mesh, self.corpus)
         seconds = time.perf_counter() - begun

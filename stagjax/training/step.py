@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from stagjax import memory
 from stagjax.config import Config
 from stagjax.model import pipelining, stagformer
+from stagjax.model.accounting import training_memory
 from stagjax.model.gathering import by_group, gather_embeddings
 from stagjax.model.stagformer import Params
 from stagjax.sharding import constrain, constrain_parameters, spec, ways
@@ -53,6 +55,26 @@ def validation_program(config: Config, mesh: Mesh) -> tuple[jax.stages.Wrapped, 
         out_shardings=NamedSharding(mesh, PartitionSpec()),
     )
     return step, arguments
+
+
+def step_memory(config: Config) -> str:
+    """Return what decides the memory of a training step, and what to change where there is too little."""
+    training = config.training
+    return (
+        f"a step of training.global_batch={training.global_batch} in training.accumulation={training.accumulation} "
+        f"part(s), training.remat={training.remat!r}, does not fit; raise training.accumulation, set "
+        "training.remat=layer, or lower training.global_batch"
+    )
+
+
+def check_memory(config: Config, mesh: Mesh, compiled: jax.stages.Compiled | None = None) -> None:
+    """Raise `RunFailed` where a step has no room in this machine, whose processor is the device.
+
+    By the compiled program; or before there is one by an estimate, which is within a factor of 1.5 (a test compares
+    them): a program too large by far does not even compile.
+    """
+    of_device = memory.compiled_bytes(compiled) if compiled else sum(training_memory(config).values()) / 2 / mesh.size
+    memory.check_host(of_device * len(mesh.local_devices), step_memory(config))
 
 
 def make_train_step(

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stagjax import memory
 from stagjax.data.vocabulary import BOS, EOS, ByteVocabulary
 from stagjax.decoding import loop
 from stagjax.decoding.generation import generate, pad_left, row_keys
@@ -12,7 +13,7 @@ from stagjax.decoding.loop import Decoder
 from stagjax.decoding.placement import make_placement
 from stagjax.decoding.reference import SequentialDecoder
 from stagjax.decoding.sampling import Sampling
-from stagjax.errors import UserError
+from stagjax.errors import RunFailed, UserError
 from tests.variants import params_of, tiny
 
 CONFIG = tiny(vocab_size=300, max_length=96)  # more rows than the vocabulary has ids: the rest must never be drawn
@@ -180,3 +181,9 @@ def test_padding_on_the_left_aligns_the_ends():
     assert tokens_BT[0, starts_B[0] :].tolist() == [1, 7]
     assert tokens_BT[1, starts_B[1] :].tolist() == [1, 5, 6, 7]
     assert pad_left([[1] * 90], 96)[0].shape == (1, 96)
+
+
+def test_too_little_memory_is_one_line_with_rows_and_tokens(decoder, monkeypatch):
+    monkeypatch.setattr(memory, "host_bytes", lambda: 10_000)
+    with pytest.raises(RunFailed, match=r"out of memory: decoding 3 rows of 64 tokens \(prompt and max_new_tokens\)"):
+        run(decoder, PROMPTS, 40)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from stagjax.decoding.sampling import log_probability
-from stagjax.errors import UserError
-from stagjax.evaluation import forward
+from stagjax.errors import RunFailed, UserError
+from stagjax.evaluation import forward, scoring
 from stagjax.evaluation.scoring import Scorer, Settings
 from stagjax.library import LanguageModel
 from stagjax.mesh import DecodeMesh
@@ -211,3 +211,11 @@ def test_probabilities_over_a_divided_vocabulary():
 def in_float64(lm):
     config = dataclasses.replace(lm.config, model=dataclasses.replace(lm.config.model, compute_dtype="float64"))
     return LanguageModel(config, jax.tree.map(lambda x: x.astype(np.float64), lm.params), lm.vocabulary, 0, lm.mesh)
+
+
+def test_too_little_memory_is_one_line(monkeypatch):
+    monkeypatch.setattr(scoring, "grow", lambda spans: np.empty(1 << 60))
+    with pytest.raises(
+        RunFailed, match=r"out of memory: scoring 64 tokens at once on each device does not fit; divide"
+    ):
+        Scorer(language_model(VARIANTS["baseline"]), slots=64).answer(CHOICES)

@@ -8,16 +8,19 @@ import sys
 import time
 
 import jax
+import numpy as np
 import pytest
 import rich.console
 from jax.experimental.compilation_cache import compilation_cache
 
+from stagjax import memory
 from stagjax.checkpoints.saving import Checkpoints
 from stagjax.config import Config, DataConfig, TrainingConfig
 from stagjax.data.loader import RowLoader
 from stagjax.errors import Preempted, RunFailed, UserError
 from stagjax.hardware import Chip
 from stagjax.mesh import training_mesh
+from stagjax.model.accounting import training_memory
 from stagjax.reporting.metrics import read_metrics
 from stagjax.reporting.progress import Progress
 from stagjax.training import loop
@@ -45,19 +48,23 @@ def folder(tmp_path_factory):
     compilation_cache.reset_cache()
 
 
+def config_of(folder, **training):
+    defaults = {"steps": STEPS, "global_batch": 4, "learning_rate": 3e-3, "warmup_steps": 5, "log_every": 1}
+    defaults |= {"validate_every": 8, "checkpoint_every": 8, "validation_rows": 4}
+    return Config(
+        tiny(vocab_size=259, layers_per_stack=1, num_stacks=1),
+        DataConfig("text", str(folder / "corpus"), row_length=32),
+        TrainingConfig(**(defaults | training)),
+    )
+
+
 @pytest.fixture
 def train(folder, monkeypatch):
     """Return train(name, faults, profile, **training) -> the run's workdir, its summary or error, what it printed."""
     monkeypatch.setattr(loop, "training_mesh", lambda mesh: training_mesh(mesh, jax.devices()[:1]))
 
     def train(name, fault=None, profile=None, terminal=False, **training):
-        defaults = {"steps": STEPS, "global_batch": 4, "learning_rate": 3e-3, "warmup_steps": 5, "log_every": 1}
-        defaults |= {"validate_every": 8, "checkpoint_every": 8, "validation_rows": 4}
-        config = Config(
-            tiny(vocab_size=259, layers_per_stack=1, num_stacks=1),
-            DataConfig("text", str(folder / "corpus"), row_length=32),
-            TrainingConfig(**(defaults | training)),
-        )
+        config = config_of(folder, **training)
         out = io.StringIO()
         console = rich.console.Console(file=out, force_terminal=terminal, width=120, _environ={"TERM": "xterm"})
         with monkeypatch.context() as patch:
@@ -334,3 +341,21 @@ def test_a_run_that_an_earlier_build_began_goes_on_with_its_rates(train, folder)
         line["train/learning_rate"] for line in read_metrics(folder / "of this build") if "train/learning_rate" in line
     ]
     assert rates == pytest.approx([0.5, 1.0, 0.1]) and "earlier builds" not in out
+
+
+def test_too_little_memory_is_one_line_with_the_batch(train, folder, monkeypatch):
+    says = "out of memory: a step of training.global_batch={} in training.accumulation=1 part(s), training.remat='none'"
+    _, error, _ = train("large", global_batch=10**8)
+    assert isinstance(error, RunFailed) and str(error).startswith(says.format(10**8))
+    assert not (folder / "large").exists()
+    tight = {"steps": 3, "warmup_steps": 1}
+    estimate = sum(training_memory(config_of(folder, **tight)).values()) / 2
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "host_bytes", lambda: estimate)
+        _, error, _ = train("tight", **tight)
+    assert isinstance(error, RunFailed) and str(error).startswith(says.format(4)) and " GB of the " in str(error)
+    with monkeypatch.context() as patch:
+        patch.setattr(RowLoader, "batch", lambda self, number: np.empty(1 << 60))
+        _, error, _ = train("tight", **tight)
+    assert isinstance(error, RunFailed) and str(error).startswith(says.format(4))
+    assert str(error).endswith("; there is no checkpoint yet")

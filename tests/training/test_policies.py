@@ -330,8 +330,12 @@ def test_a_run_that_an_earlier_build_began_goes_on_with_its_rates(train, folder)
     stored = json.loads((workdir / "config.json").read_text())
     del stored["training"]["schedule"]  # earlier builds had but one, and did not store it
     (workdir / "config.json").write_text(json.dumps(stored))
+    recorded = json.loads((workdir / "versions.json").read_text())
+    recorded["history"][0]["versions"]["flax"] = "0.1"
+    (workdir / "versions.json").write_text(json.dumps(recorded))
     _, summary, out = train("earlier", **schedule)
     assert summary.step == 3, summary
+    assert "going on with other versions, which may round differently: flax 0.1 -> " in out
     assert "learning rates are those of earlier builds: training.schedule=cosine_from_zero" in out
     rates = [line["train/learning_rate"] for line in read_metrics(workdir) if "train/learning_rate" in line]
     assert rates == [0.0, 0.5, 1.0]

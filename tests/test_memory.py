@@ -11,7 +11,7 @@ from stagjax.errors import RunFailed
 
 @pytest.mark.parametrize(
     "ask",
-    [lambda: jax.jit(lambda: jnp.zeros(1 << 46, jnp.float32) + 1)(), lambda: np.empty(1 << 60)],
+    [lambda: jax.jit(lambda: jnp.zeros(1 << 46, jnp.float32) + 1)(), lambda: np.empty(1 << 50)],
     ids=["device", "host"],
 )
 def test_what_is_too_large_is_one_line(ask):

@@ -24,7 +24,7 @@ def usual_memory(monkeypatch):
         ([FILE, "--variants=baseline_3,separate_2x4"], "unknown variant in --variants 'separate_2x4'; did you mean"),
         ([FILE + ":baseline_3", "--variants=baseline_6"], "names a variant, and so does --variants; use " + FILE),
         ([FILE + ":baseline_9"], "baseline_9: unknown variant 'baseline_9'"),
-        ([FILE + ":baseline_3", "--batch=0"], "baseline_3: training.global_batch=0 is below 1"),
+        ([FILE + ":baseline_3", "--batch=0"], "--batch=0 is below 1"),
         ([FILE + ":baseline_3", "--steps=0"], "--steps=0 is below 1; use 1 or more"),
         ([FILE + ":baseline_3", "--rounds=-1"], "--rounds=-1 is below 1; use 1 or more"),
         ([FILE + ":baseline_3", "--local-processes=4096"], "--local-processes=4096 is outside 1.."),

@@ -122,7 +122,7 @@ def test_bad_input_is_one_line_and_status_2(argv, message, tmp_path, capsys):
         (["--prompt=x", "--decoding=paralel"], "did you mean 'parallel'"),
         (["--prompt=\udcff"], r"prompt '\udcff' is not Unicode text"),
         (["--prompt=x", "--checkpoint=999"], "there is no checkpoint 999"),
-        (["--prompt=x", "--top-p=2"], "top_p=2.0 is outside"),
+        (["--prompt=x", "--top-p=2"], "--top-p=2 is over 1; use more than 0, to 1"),
         (["--prompt=x", "--json=/proc/x.json", "--max-new-tokens=2"], "cannot write /proc/x.json"),
     ],
 )

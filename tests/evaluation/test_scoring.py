@@ -214,7 +214,7 @@ def in_float64(lm):
 
 
 def test_too_little_memory_is_one_line(monkeypatch):
-    monkeypatch.setattr(scoring, "grow", lambda spans: np.empty(1 << 60))
+    monkeypatch.setattr(scoring, "grow", lambda spans: np.empty(1 << 50))
     with pytest.raises(
         RunFailed, match=r"out of memory: scoring 64 tokens at once on each device does not fit; divide"
     ):

@@ -359,7 +359,7 @@ def test_too_little_memory_is_one_line_with_the_batch(train, folder, monkeypatch
         _, error, _ = train("tight", **tight)
     assert isinstance(error, RunFailed) and str(error).startswith(says.format(4)) and " GB of the " in str(error)
     with monkeypatch.context() as patch:
-        patch.setattr(RowLoader, "batch", lambda self, number: np.empty(1 << 60))
+        patch.setattr(RowLoader, "batch", lambda self, number: np.empty(1 << 50))
         _, error, _ = train("tight", **tight)
     assert isinstance(error, RunFailed) and str(error).startswith(says.format(4))
     assert str(error).endswith("; there is no checkpoint yet")

@@ -12,6 +12,7 @@ from stagjax.errors import UserError
 from stagjax.hosts.place import Place
 from stagjax.mesh import DecodeMesh
 from tests.variants import tiny
+from tests.waits import HANG
 
 FORCED = "--xla_force_host_platform_device_count"
 
@@ -111,5 +112,5 @@ def test_a_machine_without_tpus_can_profile_whatever_libtpu_is_installed(tmp_pat
     )
     environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
     line = [sys.executable, "-c", code, str(tmp_path)]
-    assert subprocess.run(line, env=environment, capture_output=True, timeout=60).returncode == 0
+    assert subprocess.run(line, env=environment, capture_output=True, timeout=HANG).returncode == 0
     assert list(tmp_path.rglob("*.xplane.pb"))

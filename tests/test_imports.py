@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.waits import HANG
+
 ROOT = pathlib.Path(__file__).parent.parent / "stagjax"
 
 # Lower may not import higher. What stands on one level may import each other.
@@ -95,5 +97,5 @@ def test_only_tasks_import_seqio_and_tensorflow_datasets():
 )
 def test_heavy_packages_stay_out(modules, absent):
     code = f"import sys, {modules}; print(*sorted({absent!r} & set(sys.modules)))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=HANG)
     assert loaded.stdout.strip() == ""

@@ -14,6 +14,7 @@ import pytest
 from stagjax import local_processes
 from stagjax.errors import UserError
 from stagjax.hosts.place import Place, told
+from tests.waits import HANG, eventually
 
 COMMAND = (sys.executable, "-m", "stagjax", "bench", "decode")
 TINY = "--config=experiments/stdlib.py:separate_2x3,runlocal"
@@ -39,13 +40,6 @@ def children(pid):
     return found
 
 
-def eventually(condition, seconds=60):
-    until = time.monotonic() + seconds
-    while not condition() and time.monotonic() < until:
-        time.sleep(0.05)
-    return condition()
-
-
 def alive(pids):
     return [pid for pid in pids if pathlib.Path(f"/proc/{pid}").exists() and not is_zombie(pid)]
 
@@ -61,7 +55,7 @@ def is_zombie(pid):
 def measured(tmp_path_factory):
     output = tmp_path_factory.mktemp("bench") / "two"
     process = start("--against=baseline,baseline_slice", f"--output={output}")
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=HANG)
     assert process.returncode == 0, err
     assert "STAGJAX_SECRET_FILE" not in err  # they share a secret, of which there is nothing to say
     return output, out
@@ -84,7 +78,7 @@ def test_results_are_never_overwritten(measured):
     output, _ = measured
     before = (output / "results.json").read_bytes()
     process = start(f"--output={output}")
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=HANG)
     assert process.returncode == 2
     assert err == f"stagjax: --output={output} holds the results of another run; choose another directory\n"
     assert (output / "results.json").read_bytes() == before
@@ -92,7 +86,7 @@ def test_results_are_never_overwritten(measured):
 
 def test_an_error_is_told_once():
     process = start("--against=nothing")
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=HANG)
     assert process.returncode == 2
     assert len(re.findall("unknown --against 'nothing'", err)) == 1
 
@@ -104,16 +98,16 @@ def test_no_process_outlives_the_one_that_launched_it(how):
     started = children(process.pid)
     time.sleep(1.0)  # in the midst of starting up
     process.send_signal(how)
-    process.communicate(timeout=60)
+    process.communicate(timeout=HANG)
     assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130)
-    assert eventually(lambda: not alive(started), 30)
+    assert eventually(lambda: not alive(started))
 
 
 def test_a_process_that_dies_ends_the_others():
     process = start()
     assert eventually(lambda: len(children(process.pid)) == 2)
     os.kill(max(children(process.pid)), signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=HANG)
     assert process.returncode == 128 + signal.SIGKILL
 
 

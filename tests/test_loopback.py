@@ -26,7 +26,7 @@ REACHES = {
     "name": lambda: socket.getaddrinfo(ELSEWHERE, 443),
     "old": lambda: socket.gethostbyname(ELSEWHERE),
     "metadata": lambda: socket.create_connection(("169.254.169.254", 80), timeout=0.1),
-    "datagram": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"", ("192.0.2.1", 9)),
+    "datagram": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"", ("198.18.0.1", 9)),
     "asyncio": lambda: asyncio.run(by_asyncio()),
 }
 

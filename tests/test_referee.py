@@ -11,6 +11,7 @@ from stagjax.tasks import catalog
 from stagjax.tasks.benchmark import load
 from stagjax.tasks.requests import Answers, GenerationRequest, Loglikelihood, Outcomes
 from tests.tasks import official_files
+from tests.waits import HANG
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -82,7 +83,7 @@ def referee(tmp_path):
 
 def run(root, *arguments):
     command = [sys.executable, ROOT / "benchmarks/referee.py", f"--data={root}/data", f"--referee={root}/referee"]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=HANG, cwd=ROOT)
 
 
 def change(path, old, new):

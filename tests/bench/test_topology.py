@@ -18,6 +18,7 @@ from stagjax.bench.ledger import HOPS, Network, waits
 from stagjax.bench.topology import stand_in, topology_devices, uncached
 from stagjax.errors import UserError
 from stagjax.mesh import DecodeMesh, coordinates, decoding_mesh
+from tests.waits import HANG
 
 
 @pytest.fixture
@@ -163,7 +164,7 @@ total = jax.shard_map(lambda x: jax.lax.psum(x, axes), mesh=mesh, in_specs=P(axe
 jax.jit(total).lower(jax.ShapeDtypeStruct((96, 128), "float32")).compile()
 """
     environment = {name: value for name, value in os.environ.items() if "TPU" not in name}
-    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=HANG)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
 

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from stagjax.data.preparing import Settings, prepare
 from stagjax.data.vocabulary import load_vocabulary, train_sentencepiece
 from stagjax.errors import RunFailed, UserError
 from tests.data.pile import compress, documents, lines, write_pile
+from tests.waits import HANG, eventually
 
 BYTES = Settings("bytes", 32, 0, with_documents=False)
 
@@ -303,20 +303,16 @@ def test_killed_in_the_middle_it_goes_on_and_leaves_no_process(large, tmp_path, 
         command(pile, tmp_path, "--processes=2"), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
     in_the_middle = lambda: list(tmp_path.glob("shards/*.json")) and list(tmp_path.glob("rows/*.partial"))
-    while not in_the_middle() and time.monotonic() < deadline:
-        time.sleep(0.001)
+    assert eventually(in_the_middle)
     workers = children(process.pid)
     # As a terminal does it, or as somebody kills the one process they see.
     os.killpg(process.pid, number) if number == signal.SIGINT else process.kill()
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=HANG)
     assert process.returncode == status and "Traceback" not in err, err
     if number == signal.SIGINT:
         assert "stagjax: interrupted; the same command goes on with the shards that are not done" in err
-    while alive(workers) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert len(workers) >= 2 and not alive(workers)
+    assert len(workers) >= 2 and eventually(lambda: not alive(workers))
     assert not (tmp_path / "prepared.json").exists()
     again = subprocess.run(command(pile, tmp_path), check=True, capture_output=True, text=True)
     assert "of 5 shards are there already" in again.stderr and "prepared 5 of" not in again.stdout

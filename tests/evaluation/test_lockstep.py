@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -12,12 +11,12 @@ from stagjax.hosts.place import Place, as_environment
 from stagjax.mesh import DecodeMesh
 from tests.evaluation import lockstep
 from tests.evaluation.models import close
+from tests.waits import HANG, reserved
 
 
 def _run(count, *arguments):
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{server.getsockname()[1]}"
+    held = reserved()
+    coordinator = f"127.0.0.1:{held.getsockname()[1]}"
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.evaluation.lockstep", *arguments],
@@ -28,8 +27,9 @@ def _run(count, *arguments):
         for index in range(count)
     ]
     try:
-        return [json.loads(process.communicate(timeout=900)[0].splitlines()[-1]) for process in processes]
+        return [json.loads(process.communicate(timeout=HANG)[0].splitlines()[-1]) for process in processes]
     finally:
+        held.close()
         for process in processes:
             process.kill()
             process.wait()

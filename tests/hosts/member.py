@@ -20,8 +20,8 @@ def main(process: str, count: str, coordinator: str, timeout: str, silence: str,
     try:
         place = Place(int(process), int(count), coordinator)
         link = join(place, json.loads(facts), float(timeout), report=say, silence=float(silence))
-        say("joined", *link.hosts)
         link.last_words = lambda: "the last good checkpoint is 7"
+        say("joined", *link.hosts)
         ACTIONS[action](link, say)
     except UserError as error:
         complain = functools.partial(print, f"stagjax: {error}", file=sys.stderr)

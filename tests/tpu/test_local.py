@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from tests.test_local_processes import alive, children, eventually
+from tests.test_local_processes import alive, children
+from tests.waits import HANG, eventually
 from tpu import cli
 from tpu.local import LocalTarget
 
@@ -27,8 +28,13 @@ secret = pathlib.Path(os.environ["STAGJAX_SECRET_FILE"])
 with (notes / f"secret-{me}").open("a") as file:
     file.write(f"{secret} {secret.stat().st_mode & 0o777:o} {secret.read_text()}")
 print("attempt", attempt, "of", me, flush=True)
+(notes / f"here-{me}").touch()
+
+def after(name):
+    while not (notes / name).exists():
+        time.sleep(0.01)
 """
-WAIT = "time.sleep(60)\n"
+WAIT = f"time.sleep({HANG})\n"
 SAVE = """
 def save(number, frame):
     (notes / f"saved-{me}-{attempt}").write_text(str(number))
@@ -45,7 +51,7 @@ def launch(tmp_path, program, *flags, processes=2):
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "tpu", "local", "run", f"--processes={processes}", f"--logs={tmp_path / 'logs'}"),
-            *("--backoff=0.05", "--max-restarts=2", "--grace=5", *flags, "--"),
+            *("--backoff=0.05", "--max-restarts=2", f"--grace={HANG}", *flags, "--"),
             *(sys.executable, str(tmp_path / "program.py"), str(tmp_path / "notes")),
         ],
         cwd=ROOT,
@@ -58,7 +64,7 @@ def launch(tmp_path, program, *flags, processes=2):
 
 def run(tmp_path, program, *flags, processes=2):
     process = launch(tmp_path, program, *flags, processes=processes)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=HANG)
     assert "Traceback" not in err, err
     return process.returncode, out
 
@@ -76,7 +82,9 @@ def test_all_done(tmp_path):
 
 
 def test_one_that_is_preempted_starts_all_again(tmp_path):
-    preempted = SAVE + "if me == 1 and attempt == 1:\n    sys.exit(75)\nif attempt == 1:\n    " + WAIT
+    preempted = (
+        SAVE + "if me == 1 and attempt == 1:\n    after('ready-0-1')\n    sys.exit(75)\nif attempt == 1:\n    " + WAIT
+    )
     status, out = run(tmp_path, preempted)
     assert status == 0
     assert "worker 1 ended with 75 (preempted and saved)" in out
@@ -105,6 +113,7 @@ if attempt == 1 and me == 0:
     except ProcessLookupError:
         sys.exit(3)  # the launcher knows of its end
 if attempt == 1:
+    after("here-0")
     (notes / "killed").write_text(str(os.getpid()))
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -116,7 +125,8 @@ if attempt == 1:
 
 @pytest.mark.parametrize("code", [1, 2, 3])
 def test_failures_are_final(tmp_path, code):
-    status, out = run(tmp_path, f"if me == 1:\n    print('what was wrong')\n    sys.exit({code})\n" + WAIT)
+    failing = f"if me == 1:\n    after('here-0')\n    print('what was wrong')\n    sys.exit({code})\n"
+    status, out = run(tmp_path, failing + WAIT)
     assert status == code
     assert "): what was wrong\n" in out
     assert len(attempts(tmp_path, 0)) == 1
@@ -142,11 +152,10 @@ def test_what_does_not_listen_is_killed_with_its_children(tmp_path):
 import subprocess
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if me == 0:
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     (notes / "child").write_text(str(child.pid))
-while me == 1 and not (notes / "child").exists():
-    time.sleep(0.01)
 if me == 1:
+    after("child")
     sys.exit(2)
 """
     status, _ = run(tmp_path, deaf + WAIT, "--grace=0.5")
@@ -159,7 +168,7 @@ def test_a_launcher_that_is_told_to_stop_lets_all_save(tmp_path, number, status)
     process = launch(tmp_path, SAVE + WAIT)
     assert eventually(lambda: len(list((tmp_path / "notes").glob("ready-*"))) == 2)
     process.send_signal(number)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=HANG)
     assert process.returncode == status
     assert {path.name for path in (tmp_path / "notes").glob("saved-*")} == {"saved-0-1", "saved-1-1"}
     assert (tmp_path / "notes" / "saved-0-1").read_text() == str(int(number))
@@ -172,8 +181,8 @@ def test_no_process_outlives_a_launcher_that_is_killed(tmp_path):
     started = children(process.pid)
     assert len(started) == 2
     process.kill()
-    process.communicate(timeout=30)
-    assert eventually(lambda: not alive(started), 10)
+    process.communicate(timeout=HANG)
+    assert eventually(lambda: not alive(started))
 
 
 def test_forced_devices_and_variables(tmp_path, monkeypatch):
@@ -198,7 +207,7 @@ def run_line(tmp_path, *line):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG,
     )
 
 

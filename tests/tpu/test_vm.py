@@ -14,7 +14,7 @@ import tarfile
 
 import pytest
 
-from tests.test_local_processes import eventually
+from tests.waits import HANG, eventually
 from tpu.source import pack
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -48,7 +48,7 @@ class Cloud:
 
     def start(self, verb, *words):
         process = subprocess.Popen(
-            [sys.executable, "-m", "tpu", "vm", verb, *PLACE, f"--logs={self.logs}", "--grace=5", *words],
+            [sys.executable, "-m", "tpu", "vm", verb, *PLACE, f"--logs={self.logs}", f"--grace={HANG}", *words],
             cwd=ROOT,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -61,7 +61,7 @@ class Cloud:
 
     def run(self, verb, *words):
         process = self.start(verb, *words)
-        out, err = process.communicate(timeout=90)
+        out, err = process.communicate(timeout=HANG)
         assert "Traceback" not in err, err
         return process.returncode, out, err
 
@@ -69,7 +69,7 @@ class Cloud:
         return self.start("run", "--poll-seconds=0.1", "--backoff=0.1", *flags, "--", "bash", "-c", program)
 
     def finish(self, process):
-        out, err = process.communicate(timeout=90)
+        out, err = process.communicate(timeout=HANG)
         assert "Traceback" not in err, err
         return process.returncode, out, err
 
@@ -151,7 +151,7 @@ def test_what_set_up_installs(tmp_path):
         (programs / name).write_text(script)
         (programs / name).chmod(0o755)
     environment = {"HOME": str(tmp_path), "PATH": f"{programs}:{os.environ['PATH']}"}
-    subprocess.run(["bash", ROOT / "tpu/setup.sh", "--lock", "lock.txt"], env=environment, check=True, timeout=60)
+    subprocess.run(["bash", ROOT / "tpu/setup.sh", "--lock", "lock.txt"], env=environment, check=True, timeout=HANG)
     asked = (tmp_path / "asked").read_text()
     # The Python of the lock, though a newer one is there, and its versions.
     assert f"python3.11 -m venv {home}/venv" in asked and "python3.12" not in asked
@@ -160,8 +160,9 @@ def test_what_set_up_installs(tmp_path):
 
 
 def test_preempted_workers_start_again_on_the_same_machines(cloud):
-    once = "echo go; [[ $WORKER == 1 ]] && [[ ! -e $CLOUD/again ]] && { touch $CLOUD/again; exit 75; }; "
-    once += "[[ -e $CLOUD/again ]] || sleep 60"
+    once = "echo go; touch $CLOUD/started-$WORKER; [[ $WORKER == 1 ]] && [[ ! -e $CLOUD/again ]] && "
+    once += "{ until [[ -e $CLOUD/started-0 ]]; do sleep 0.05; done; touch $CLOUD/again; exit 75; }; "
+    once += "[[ -e $CLOUD/again ]] || sleep 600"
     status, out, _ = cloud.finish(cloud.launch(once))
     assert status == 0, out
     assert "ended with 75 (preempted and saved)" in out and "restart 1 of 10" in out
@@ -172,8 +173,9 @@ def test_preempted_workers_start_again_on_the_same_machines(cloud):
 
 
 def test_machines_that_are_gone_are_asked_for_again(cloud):
-    process = cloud.launch("touch $CLOUD/started-$WORKER; [[ -e $CLOUD/second ]] || sleep 60", "--capacity=spot")
-    assert eventually(cloud.both_started, 20)
+    program = "[[ -e $CLOUD/second ]] || { touch $CLOUD/started-$WORKER; sleep 600; }"
+    process = cloud.launch(program, "--capacity=spot")
+    assert eventually(cloud.both_started)
     (cloud.path / "second").touch()
     (cloud.path / "worker-0" / "set-up").unlink()
     cloud.say("state", "SUSPENDED")
@@ -196,8 +198,9 @@ def test_machines_that_are_gone_are_asked_for_again(cloud):
 
 @pytest.mark.parametrize("code", [2, 3])
 def test_failures_are_final_and_the_others_are_asked_to_save(cloud, code):
-    program = f"[[ $WORKER == 0 ]] || {{ echo 'what was wrong, in (words)'; exit {code}; }}; "
-    program += "trap 'touch $CLOUD/saved-$WORKER; exit 75' TERM; sleep 60 & wait"
+    program = "[[ $WORKER == 0 ]] || { until [[ -e $CLOUD/started-0 ]]; do sleep 0.05; done; "
+    program += f"echo 'what was wrong, in (words)'; exit {code}; }}; "
+    program += "trap 'touch $CLOUD/saved-$WORKER; exit 75' TERM; touch $CLOUD/started-0; sleep 600 & wait"
     status, out, _ = cloud.finish(cloud.launch(program))
     assert status == code
     assert f"ended with {code} (" in out and "): what was wrong, in (words)\n" in out
@@ -207,7 +210,7 @@ def test_failures_are_final_and_the_others_are_asked_to_save(cloud, code):
 
 def test_the_run_outlives_its_launcher_which_finds_it_again(cloud):
     process = cloud.launch("touch $CLOUD/started-$WORKER; until [[ -e $CLOUD/go ]]; do sleep 0.05; done; echo over")
-    assert eventually(cloud.both_started, 20)
+    assert eventually(cloud.both_started)
     process.send_signal(signal.SIGINT)
     status, out, _ = cloud.finish(process)
     assert status == 130 and "the run goes on" in out
@@ -224,10 +227,10 @@ def test_the_run_outlives_its_launcher_which_finds_it_again(cloud):
 
 def test_stop_lets_every_worker_save(cloud):
     process = cloud.launch(
-        "trap 'touch $CLOUD/saved-$WORKER; exit 75' TERM; touch $CLOUD/started-$WORKER; sleep 60 & wait",
+        "trap 'touch $CLOUD/saved-$WORKER; exit 75' TERM; touch $CLOUD/started-$WORKER; sleep 600 & wait",
         "--max-restarts=0",
     )
-    assert eventually(cloud.both_started, 20)
+    assert eventually(cloud.both_started)
     assert cloud.run("stop")[0] == 0
     status, out, _ = cloud.finish(process)
     assert status == 75 and "given up after 0 restarts" in out
@@ -235,8 +238,8 @@ def test_stop_lets_every_worker_save(cloud):
 
 
 def test_a_worker_that_is_killed_with_its_shell(cloud):
-    process = cloud.launch("touch $CLOUD/started-$WORKER; [[ -e $CLOUD/go ]] || sleep 60")
-    assert eventually(cloud.both_started, 20)
+    process = cloud.launch("[[ -e $CLOUD/go ]] || { touch $CLOUD/started-$WORKER; sleep 600; }")
+    assert eventually(cloud.both_started)
     (cloud.path / "go").touch()
     cloud.kill("worker-1")
     status, out, _ = cloud.finish(process)
@@ -245,7 +248,7 @@ def test_a_worker_that_is_killed_with_its_shell(cloud):
 
 def test_a_worker_out_of_reach_is_waited_for(cloud):
     process = cloud.launch("touch $CLOUD/started-$WORKER; until [[ -e $CLOUD/go ]]; do sleep 0.05; done")
-    assert eventually(cloud.both_started, 20)
+    assert eventually(cloud.both_started)
     cloud.say("unreachable", "1")
     (cloud.path / "go").touch()
     before = len(cloud.calls("ssh"))

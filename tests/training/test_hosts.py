@@ -6,7 +6,6 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from stagjax.checkpoints.saving import Checkpoints
 from stagjax.reporting.metrics import read_metrics
 from stagjax.training.loop import _Run
 from tests.runs import TINY, write_corpus
+from tests.waits import HANG, reserved
 
 STEPS = 20
 FIELDS = TINY | {
@@ -48,9 +48,8 @@ class Cluster:
         self, folder, workdir, processes, devices, changes=None, everywhere=False, arguments=(), last_devices=None
     ):
         """Start all; `changes` are config fields of the last process, or `everywhere`."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            place = f"--coordinator=127.0.0.1:{free.getsockname()[1]}", f"--num-processes={processes}"
+        self.held = reserved()
+        place = f"--coordinator=127.0.0.1:{self.held.getsockname()[1]}", f"--num-processes={processes}"
         self.workdir = workdir
         self.processes = []
         for index in range(processes):
@@ -78,6 +77,7 @@ class Cluster:
         for process in self.processes:
             process.kill()
             process.wait()
+        self.held.close()
 
     def wait_for_step(self, step):
         self._wait(lambda: max((s for s in losses(self.workdir)), default=0) >= step, f"step {step}")
@@ -87,14 +87,14 @@ class Cluster:
         self._wait(lambda: (self.workdir / "checkpoints" / str(step)).exists(), f"checkpoint {step}")
 
     def _wait(self, reached, what):
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + HANG
         while all(process.poll() is None for process in self.processes) and time.monotonic() < deadline:
             if reached():
                 return
             time.sleep(0.01)
         raise AssertionError(f"{what} was not reached: {self.ends()}")
 
-    def ends(self, seconds=120):
+    def ends(self, seconds=HANG):
         """Return (status, standard error) of each process."""
         ends = []
         for process in self.processes:
@@ -169,7 +169,7 @@ def broken(folder, stopped):
     with Cluster(folder, workdir, 2, 4) as cluster:
         cluster.wait_for_step(12)
         cluster.processes[1].kill()
-        return workdir, cluster.ends(60)
+        return workdir, cluster.ends()
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +249,7 @@ def test_process_0_killed_is_lost_too(folder, alone, attempt):
     with Cluster(folder, workdir, 2, 4) as cluster:
         cluster.wait_for_checkpoint(5)
         cluster.processes[0].kill()
-        (killed, _), (status, err) = cluster.ends(60)
+        (killed, _), (status, err) = cluster.ends()
     assert (killed, status) == (-signal.SIGKILL, 3), err
     assert "stagjax: lost process 0 on " in err
     assert f"the last good checkpoint is {workdir}/checkpoints/{max(kept_steps(workdir))}; start all" in err
@@ -263,7 +263,7 @@ def test_a_process_that_is_frozen_is_lost(folder):
     with Cluster(folder, folder / "frozen", 2, 1) as cluster:
         cluster.wait_for_checkpoint(5)
         cluster.processes[1].send_signal(signal.SIGSTOP)
-        status, err = cluster.processes[0].wait(150), cluster.processes[0].stderr.read()
+        status, err = cluster.processes[0].wait(HANG), cluster.processes[0].stderr.read()
     assert status == 3
     assert "gave no sign of life for 60 s; the last good checkpoint is " in err
 
@@ -290,7 +290,7 @@ def test_a_second_ctrl_c_ends_all_at_once(folder):
         for _ in range(2):
             cluster.processes[1].send_signal(signal.SIGINT)
             time.sleep(0.01)
-        (status, err), (interrupted, _) = cluster.ends(60)
+        (status, err), (interrupted, _) = cluster.ends()
     # Where both come before a step has ended, the first may have saved by then.
     assert (status, interrupted) == (130, 130)
     assert "Traceback" not in err

@@ -19,6 +19,7 @@ import pytest
 from stagjax.checkpoints.saving import Checkpoints
 from stagjax.reporting.metrics import read_metrics
 from tests.runs import TINY, write_corpus
+from tests.waits import HANG
 
 STEPS = 60
 FIELDS = TINY | {
@@ -59,7 +60,7 @@ def start(folder, workdir, policy):
 
 
 def finish(process):
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=HANG)
     return process.returncode, err
 
 
@@ -78,7 +79,7 @@ def kill_at_random(process, workdir, draw):
     else:
         # The last step may be written already, and not be saved.
         step, seconds = draw.randrange(min(steps_done(workdir), STEPS - 1), STEPS), draw.uniform(0.0, 0.05)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + HANG
         while process.poll() is None and steps_done(workdir) < step and time.monotonic() < deadline:
             time.sleep(0.005)
         time.sleep(seconds)

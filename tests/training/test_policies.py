@@ -28,6 +28,7 @@ from stagjax.training.profiling import Window
 from tests.runs import write_corpus
 from tests.training import faults
 from tests.variants import tiny
+from tests.waits import HANG
 
 STEPS = 56
 
@@ -270,7 +271,7 @@ def without_libtpu(request):
             "no:xdist",
             request.node.nodeid,
         ]
-        found = subprocess.run(command, cwd=request.config.rootpath, capture_output=True, text=True, timeout=300)
+        found = subprocess.run(command, cwd=request.config.rootpath, capture_output=True, text=True, timeout=HANG)
         assert found.returncode == 0 and "1 passed" in found.stdout, found.stdout + found.stderr
         pytest.skip("passed in a process of its own")
 

@@ -15,6 +15,7 @@ import pytest
 from stagjax.checkpoints.saving import Checkpoints
 from stagjax.reporting.metrics import read_metrics
 from tests.runs import TINY, write_corpus
+from tests.waits import HANG
 
 STEPS = 24
 FIELDS = TINY | {
@@ -64,12 +65,12 @@ def start(folder, workdir, limit=None, **changes):
 
 
 def finish(process):
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=HANG)
     return process.returncode, out, err
 
 
 def wait_for_step(process, workdir, step):
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + HANG
     while process.poll() is None and time.monotonic() < deadline:
         metrics = pathlib.Path(workdir, "metrics.jsonl")
         if metrics.exists() and any(

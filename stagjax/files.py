@@ -77,6 +77,15 @@ def text_lines(text: str) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
+def is_utf8(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path is text: extensions in C++ refuse other ones with an error about types."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_place(path: Any, flag: str) -> None:
     """Raise `UserError` for a directory, of this machine or in a bucket, that checkpoints cannot be kept in.
 
@@ -88,10 +97,7 @@ def check_place(path: Any, flag: str) -> None:
     bad = [character for character in "*?[\\" if character in whole]
     bad += ["gs:"] if "gs:/" in f"{whole}/" else []
     bad += ["~"] if text.startswith("~") else []
-    try:
-        whole.encode()
-    except UnicodeEncodeError:
-        bad.append("bytes that are not UTF-8")
+    bad += [] if is_utf8(whole) else ["bytes that are not UTF-8"]
     if bad:
         remedy = "the shell has left it as it is: give the whole path" if "~" in bad else "give another directory"
         raise UserError(f"{flag}={whole!r} has {' and '.join(bad)} in its path; {remedy}")

@@ -26,7 +26,7 @@ from stagjax.data.receipts import Broken, Receipt, broken_share
 from stagjax.data.vocabulary import Vocabulary, load_vocabulary
 from stagjax.data.workers import prepare_shards
 from stagjax.errors import RunFailed, UserError
-from stagjax.files import FULL, read_json, write_whole
+from stagjax.files import FULL, is_utf8, read_json, write_whole
 
 _SHOWN = 5  # Differences that an error names.
 
@@ -150,6 +150,8 @@ def prepare(
 @contextlib.contextmanager
 def _owned(output: pathlib.Path) -> Iterator[None]:
     """Hold the directory for this process; create it where it is missing."""
+    if not is_utf8(output):
+        raise UserError(f"--output={os.fspath(output)!r} has bytes that are not UTF-8; give another directory")
     try:
         output.mkdir(parents=True, exist_ok=True)
         others = [name for name in os.listdir(output) if not name.startswith(".") and not name.endswith(PARTIAL)]

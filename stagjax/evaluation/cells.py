@@ -114,9 +114,9 @@ class Log:
         while line := self._file.readline():
             try:
                 found.append(json.loads(line))
-            except ValueError:
-                break  # half a line: its writer was killed
-            if not line.endswith("\n"):
+            except (ValueError, RecursionError):
+                break  # half a line: its writer was killed; or it is damaged
+            if not line.endswith("\n") or not isinstance(found[-1], dict):
                 found.pop()
                 break
             ends.append(self._file.tell())

@@ -156,7 +156,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(folder, unbroken):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_what_is_left(folder):
     workdir = folder / "diverged"
-    status, _, err = finish(start(folder, workdir, training__learning_rate=1e30, training__warmup_steps=9))
+    status, _, err = finish(start(folder, workdir, training__learning_rate=1e30, training__weight_decay=0))
     assert status == 3
     last = err.splitlines()[-1]
     assert "nothing of it was saved" in last

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from stagjax.cli import Parser, count, count_or_none, number
 from stagjax.errors import RunFailed, UserError
 from stagjax.printable import one_line
+from stagjax.rules import SECONDS, Number
 from stagjax.streams import checked, make_lasting
 from tpu import line, options
 from tpu.gke import Gke, check_names
@@ -59,7 +61,7 @@ GKE_VERBS = {
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m tpu",
         description="Set up, launch, watch and tear down runs of stagjax on TPU pods, or rehearse it on this machine.",
         epilog=EPILOG,
@@ -87,11 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         words, command = argv[:at], argv[at + 1 :]
     make_lasting()
     try:
-        args = build_parser().parse_args(words)
-    except SystemExit as stop:
+        return checked(_run(build_parser().parse_args(words), command), "tpu")
+    except SystemExit as stop:  # of --help
         return checked(stop.code or 0, "tpu")
-    try:
-        return checked(_run(args, command), "tpu")
     except UserError as error:
         return _fail(2, error)
     except RunFailed as error:
@@ -277,8 +277,10 @@ def _add_verbs(parser: argparse.ArgumentParser, verbs: dict[str, str], add: Any)
 
 
 def _add_local(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="how many (default: %(default)s)")
-    parser.add_argument("--devices-per-process", type=int, default=0, metavar="K", help="forced CPU devices of each")
+    parser.add_argument("--processes", type=count, default=1, metavar="N", help="how many (default: %(default)s)")
+    parser.add_argument(
+        "--devices-per-process", type=count_or_none, default=0, metavar="K", help="forced CPU devices of each"
+    )
     _add_run(parser, grace=60.0)
     _add_restarts(parser)
 
@@ -293,14 +295,14 @@ def _add_vm(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ssh-flag", action="append", default=[], metavar="FLAG", help="for ssh and scp")
     parser.add_argument("--tunnel-through-iap", action="store_true", help="ssh through IAP (gcloud alpha)")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="workers at a time by ssh (gcloud alpha)")
+    parser.add_argument("--batch-size", type=count, metavar="N", help="workers at a time by ssh (gcloud alpha)")
     parser.add_argument(
         "--requirements",
         type=pathlib.Path,
         metavar="FILE",
         help="versions to install; written at the first set-up (default: LOGS/NAME.requirements.txt)",
     )
-    parser.add_argument("--poll-seconds", type=float, default=30.0, metavar="S", help="between two looks")
+    parser.add_argument("--poll-seconds", type=number(SECONDS), default=30.0, metavar="S", help="between two looks")
     _add_run(parser, grace=120.0)
     _add_restarts(parser)
 
@@ -315,7 +317,7 @@ def _add_gke(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--service-account", default="", help="of Kubernetes, with access to the bucket")
     parser.add_argument("--using", choices=("kubectl", "xpk"), default="kubectl", help="default: %(default)s")
     parser.add_argument(
-        "--max-restarts", type=int, default=100, metavar="N", help="of the JobSet's life (default: 100)"
+        "--max-restarts", type=count_or_none, default=100, metavar="N", help="of the JobSet's life (default: 100)"
     )
     _add_run(parser, grace=120)
     _add_restart_on(parser)
@@ -326,7 +328,7 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--project", help="of Google Cloud")
     parser.add_argument("--zone", help="where the TPUs are")
     parser.add_argument("--topology", help="of each slice, e.g. v5e:16x16; see `python -m tpu topologies`")
-    parser.add_argument("--slices", type=int, default=1, metavar="N", help="default: %(default)s")
+    parser.add_argument("--slices", type=count, default=1, metavar="N", help="default: %(default)s")
     parser.add_argument("--capacity", choices=CAPACITIES, default="on-demand", help="default: %(default)s")
     parser.add_argument("--max-run-duration", default="7d", metavar="T", help="of flex-start (default: %(default)s)")
     parser.add_argument("--mount", action="append", default=[], metavar="WHAT:/DIR", help="read-only data, repeatable")
@@ -338,21 +340,40 @@ def _add_run(parser: argparse.ArgumentParser, grace: float) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print every command and manifest, run nothing")
     parser.add_argument("--logs", type=pathlib.Path, default=pathlib.Path("logs"), metavar="DIR", help="default: logs")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="of the command, repeatable")
-    parser.add_argument("--grace", type=type(grace), default=grace, metavar="S", help="to save after a signal")
+    parser.add_argument(
+        "--grace", type=number(Number(type(grace), 0, 10**6)), default=grace, metavar="S", help="to save after a signal"
+    )
 
 
 def _add_restarts(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-restarts", type=int, default=10, metavar="N", help="in a row (default: %(default)s)")
-    parser.add_argument("--backoff", type=float, default=10.0, metavar="S", help="before the first, doubled each time")
     parser.add_argument(
-        "--healthy-after", type=float, default=600.0, metavar="S", help="an attempt that begins a new row"
+        "--max-restarts", type=count_or_none, default=10, metavar="N", help="in a row (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--backoff",
+        type=number(Number(float, 0, 1e6)),
+        default=10.0,
+        metavar="S",
+        help="before the first, doubled each time",
+    )
+    parser.add_argument(
+        "--healthy-after",
+        type=number(Number(float, 0, 1e6)),
+        default=600.0,
+        metavar="S",
+        help="an attempt that begins a new row",
     )
     _add_restart_on(parser)
 
 
 def _add_restart_on(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--restart-on", action="append", type=int, default=[], metavar="STATUS", help="besides 75 and signals"
+        "--restart-on",
+        action="append",
+        type=number(Number(int, 1, 255)),
+        default=[],
+        metavar="STATUS",
+        help="besides 75 and signals",
     )
 
 

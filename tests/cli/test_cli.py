@@ -1,6 +1,5 @@
 """The command line as its user meets it: help, exit statuses, and one clear line for what is wrong."""
 
-import argparse
 import json
 import os
 import pathlib
@@ -15,6 +14,7 @@ from stagjax.cli import COMMANDS, build_parser, main
 from stagjax.cli.generate import _read_prompts
 from stagjax.errors import UserError
 from stagjax.reporting.metrics import read_metrics
+from tests.arguments import refuse_numbers_without_meaning
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 RUN = "--config=experiments/stdlib.py:shared_2x3,runlocal"
@@ -60,28 +60,9 @@ def test_a_command_that_does_not_exist_exits_with_2(capsys):
     assert "COMMAND: invalid choice: 'trian'" in printed and printed.endswith("; see stagjax --help\n")
 
 
-def numeric_arguments(parser, line=()):
-    """Yield (words that lead to it, argument) for all arguments of a parser that are numbers."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for name, subparser in action.choices.items():
-                yield from numeric_arguments(subparser, (*line, name))
-        elif isinstance(action.default, int | float) and not isinstance(action.default, bool):
-            yield line, action
-        elif getattr(action.type, "__module__", None) in ("builtins", "stagjax.cli"):
-            yield line, action
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_argument_takes_a_number_without_meaning(command, capsys):
-    for line, argument in numeric_arguments(build_parser(command)):
-        (option,) = argument.option_strings
-        for value in ("nan", "inf", "-1", "1e999", "-1e-9", "x", "", str(10**20), "0x1", "1,,2"):
-            assert main([*line, f"{option}={value}"]) == 2
-            (printed,) = capsys.readouterr().err.splitlines()
-            if value == str(10**20) and option == "--temperature":
-                continue  # as good as uniform: the line lacks something else
-            assert printed.startswith(f"stagjax: {option}=") and "; use " in printed, (line, printed)
+    refuse_numbers_without_meaning(main, build_parser(command), "stagjax", capsys)
 
 
 @pytest.mark.parametrize(

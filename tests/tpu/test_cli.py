@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from tests.arguments import refuse_numbers_without_meaning
+from tpu import cli
 from tpu.cli import main
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -118,3 +120,7 @@ def test_the_image_holds_what_a_run_needs():
     assert set(extras) == set(
         re.search(r"^extras=(.+)$", (ROOT / "tpu/setup.sh").read_text(), re.MULTILINE)[1].split(",")
     )
+
+
+def test_no_argument_takes_a_number_without_meaning(capsys):
+    assert len(refuse_numbers_without_meaning(cli.main, cli.build_parser(), "tpu", capsys)) > 20

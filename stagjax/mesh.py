@@ -18,6 +18,7 @@ from stagjax.config import MeshConfig
 from stagjax.config_rules import divisors
 from stagjax.division import TRAINING_AXES, training_sizes
 from stagjax.errors import UserError, unknown
+from stagjax.rules import is_whole, shown
 
 DECODING_AXES = ("data", "stack", "tensor")
 
@@ -57,9 +58,9 @@ class DecodeMesh:
             name, _, size = part.strip().partition("=")
             if name not in DECODING_AXES:
                 raise unknown("mesh axis", name, DECODING_AXES)
-            if not size.isdecimal() or int(size) < 1:
+            if not is_whole(size) or int(size) < 1:
                 raise UserError(
-                    f"--mesh={text}: the size of {name!r} is {size!r}; use 1 or more, e.g. stack=2,tensor=8"
+                    f"--mesh={text}: the size of {name!r} is {shown(size)}; use 1 or more, e.g. stack=2,tensor=8"
                 )
             sizes[name] = int(size)
         return cls(**sizes)

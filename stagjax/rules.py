@@ -44,6 +44,8 @@ class Number:
     def broken(self, value: Any) -> str | None:
         """Return what is wrong with a value and what to use instead; None where nothing is."""
         fault = self._fault(value)
+        if fault and fault.startswith("is over"):
+            return f"{fault}; use {dataclasses.replace(self, high=self.most).range}"
         return fault and f"{fault}; use {self.range}"
 
     def check(self, name: str, value: Any) -> None:
@@ -135,6 +137,11 @@ class Maybe:
             self.rule.check(name, value)
         except UserError as error:
             raise UserError(f"{error}, or None") from None
+
+
+def is_whole(text: str) -> bool:
+    """Return whether a text is a whole number, in digits, and of no more of them than any number here has."""
+    return text.isdecimal() and len(text) <= 18
 
 
 def shown(value: Any) -> str:

@@ -15,13 +15,14 @@ from stagjax.checkpoints.tensor_files import own_file
 from stagjax.data.vocabulary import Vocabulary, load_vocabulary
 from stagjax.errors import RunFailed, UserError
 from stagjax.files import directory
+from stagjax.rules import is_whole
 from stagjax.workdir import VOCABULARY
 
 
 def parse(spec: str) -> tuple[pathlib.Path, str | int | None]:
     """Read "PATH[:best|:latest|:STEP]"; raise `UserError` where directories of both readings are there."""
     path, colon, checkpoint = spec.rpartition(":")
-    if not colon or not (checkpoint in ("best", "latest") or checkpoint.isdecimal()):
+    if not colon or not (checkpoint in ("best", "latest") or is_whole(checkpoint)):
         return directory(spec), None
     if not bucket.is_bucket(spec) and directory(spec).exists():
         if directory(path).exists():
@@ -29,7 +30,7 @@ def parse(spec: str) -> tuple[pathlib.Path, str | int | None]:
                 f"{spec} is a directory, and {path} is one, too; write {spec}:best, or {path}/./:{checkpoint}"
             )
         return directory(spec), None
-    return directory(path), int(checkpoint) if checkpoint.isdecimal() else checkpoint
+    return directory(path), int(checkpoint) if is_whole(checkpoint) else checkpoint
 
 
 def read_metadata(path: pathlib.Path, checkpoint: str | int | None = None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from stagjax import __version__
 from stagjax.errors import Preempted, RunFailed, UserError
 from stagjax.printable import one_line
-from stagjax.rules import COUNT, COUNT_OR_NONE, Number
+from stagjax.rules import COUNT, COUNT_OR_NONE, Number, is_whole
 from stagjax.streams import checked, make_lasting
 
 COMMANDS = {
@@ -165,7 +165,7 @@ def checkpoint_step(text: str | None) -> str | int | None:
     """Read the value of `--checkpoint`: "best", "latest" or a step; None stays None."""
     if text in (None, "best", "latest"):
         return text
-    if not text.isdecimal() or len(text) > 18:
+    if not is_whole(text):
         raise UserError(f"--checkpoint={text[:40]} is neither best, latest nor a step")
     return int(text)
 

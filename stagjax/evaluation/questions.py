@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from stagjax.errors import UserError
-from stagjax.rules import COUNT, COUNT_OR_NONE, TEMPERATURE
+from stagjax.rules import COUNT, COUNT_OR_NONE, TEMPERATURE, is_whole
 from stagjax.tasks import catalog
 from stagjax.tasks.benchmark import Benchmark, Item, Source, load
 
@@ -95,7 +95,7 @@ def parse_tasks(names: Sequence[str], shots: int | None) -> list[Asked]:
     found: dict[str, Asked] = {}
     for name in names:
         plain, at, own = name.partition("@")
-        if at and not own.isdecimal():
+        if at and not is_whole(own):
             raise UserError(f"task {name!r}: {own!r} is no number of shots; use e.g. {plain}@5")
         for benchmark in catalog.select([plain]):
             label = f"{benchmark.name}{at}{own}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from stagjax.data.compression import Content
 from stagjax.errors import DataError
+from stagjax.rules import is_whole
 
 Document = dict[str, Any]
 Reader = Callable[[pathlib.Path], Iterator[Document]]
@@ -50,7 +51,7 @@ class Record:
     def integer(self, field: str, least: int | None = None, most: int | None = None) -> int:
         """Return an integer within bounds (both inclusive); digits in a string count as one."""
         value = self._get(field)
-        if isinstance(value, str) and value.removeprefix("-").isdecimal():
+        if isinstance(value, str) and is_whole(value.removeprefix("-")):
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool):
             raise self._error(field, f"is {_shown(value)}; it has to be an integer")

@@ -9,6 +9,7 @@ from typing import Self
 import jax
 
 from stagjax.errors import UserError
+from stagjax.rules import is_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Window:
     def parse(cls, text: str) -> Self:
         """Return the window of "FIRST:LAST"; raise `UserError` where it is none."""
         first, _, last = text.partition(":")
-        if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        if not (is_whole(first) and is_whole(last) and 1 <= int(first) <= int(last)):
             raise UserError(
                 f"--profile-steps={text} is not FIRST:LAST, two step numbers from 1 on in ascending order, "
                 "e.g. --profile-steps=100:110"

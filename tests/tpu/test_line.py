@@ -68,7 +68,7 @@ def test_no_jax_is_loaded_to_check():
     ("words", "message"),
     [
         (["train", "--config=experiments/nosuch.py:zzz", "--workdir=r"], "there is no file"),
-        (["train", "--config=experiments/pile.py:baseline_18"], "stagjax train: error: the following arguments are"),
+        (["train", "--config=experiments/pile.py:baseline_18"], "the following arguments are required"),
     ],
 )
 def test_it_is_refused_in_one_line_and_nothing_is_asked_for(target, words, message, capsys):

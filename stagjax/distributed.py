@@ -20,10 +20,14 @@ from stagjax import libtpu, local_processes
 from stagjax.errors import UserError
 from stagjax.hosts import joining
 from stagjax.hosts.facts import Facts, ranges, versions
+from stagjax.hosts.hub import SILENCE_SECONDS
 from stagjax.hosts.link import Link
 from stagjax.hosts.place import Place, told
 
 _JAX_SECONDS = 60  # within which JAX connects processes that have met already
+# JAX's processes give a sign of life every half of this, and one that has not for all of it makes JAX abort the others,
+# with a page of its own: of a process frozen just before its sign half is left (measured). Ours is to notice it first.
+_JAX_SILENCE_SECONDS = int(5 * SILENCE_SECONDS)
 
 _link: Link | None = None
 
@@ -155,6 +159,7 @@ def _join(place: Place, facts: dict[str, str], timeout: float) -> None:
             place.process_id,
             coordinator_bind_address=bind,
             initialization_timeout=_JAX_SECONDS,
+            heartbeat_timeout_seconds=_JAX_SILENCE_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(

@@ -9,6 +9,7 @@ import pytest
 from stagjax import distributed, libtpu
 from stagjax.decoding.placement import make_placement
 from stagjax.errors import UserError
+from stagjax.hosts.hub import BEAT_SECONDS, SILENCE_SECONDS
 from stagjax.hosts.place import Place
 from stagjax.mesh import DecodeMesh
 from tests.variants import tiny
@@ -46,6 +47,10 @@ def test_a_task_of_several_joins_the_others(name, cluster, monkeypatch):
 def test_the_hosts_of_a_tpu_slice_join_each_other(cluster, monkeypatch):
     monkeypatch.setattr(libtpu, "has_tpus", lambda: True)
     assert distributed._detected() == Place(3, 4, "host:8476")
+
+
+def test_a_silent_process_is_noticed_here_before_jax_aborts_the_others():
+    assert distributed._JAX_SILENCE_SECONDS / 2 > SILENCE_SECONDS + 2 * BEAT_SECONDS
 
 
 def test_what_jax_is_asked_exists():

@@ -72,8 +72,8 @@ def test_a_run_goes_on_or_says_in_one_line_what_is_wrong(run, tmp_path, name, da
         assert (tmp_path / "run" / "checkpoints" / "4").is_dir()
     else:
         assert damage in GOES_ON.get(name, ())
-    # Whoever reads the model needs none of them.
-    assert read_metadata(tmp_path / "run")["step"] == inspect(tmp_path / "run")["step"] == 4
+    if damage in ("garbage", "a directory"):  # Whoever reads the model needs none of them.
+        assert read_metadata(tmp_path / "run")["step"] == inspect(tmp_path / "run")["step"] == 4
 
 
 @pytest.mark.parametrize("target", ["nowhere", "."])

@@ -10,8 +10,6 @@ from stagjax.errors import UserError
 from stagjax.hosts.place import told
 from stagjax.rules import SECONDS
 
-_LONGEST_WAIT = 7 * 24 * 3600
-
 # What the processes of a run may be told differently; functions are none of their options.
 _OWN = {"coordinator", "process_id", "num_processes", "join_timeout", "local_processes", "devices_per_process"}
 _OWN |= {"argv", "overrides", "run", "measure"}
@@ -81,11 +79,6 @@ def start(args: argparse.Namespace, facts: Mapping[str, str] | None = None) -> N
     Raises:
       UserError: the processes do not come together, or differ.
     """
-    if not 0 < args.join_timeout <= _LONGEST_WAIT:  # nan is neither
-        raise UserError(
-            f"--join-timeout={args.join_timeout:g} is outside 0..{_LONGEST_WAIT} (a week); say how many seconds "
-            "to wait for the other processes"
-        )
     from stagjax.distributed import start_up
 
     options = {f"--{name.replace('_', '-')}": str(value) for name, value in vars(args).items() if name not in _OWN}

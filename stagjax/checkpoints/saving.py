@@ -345,7 +345,7 @@ class Checkpoints:
         return distributed.gather("checkpoints", steps)[0]
 
     def _all_steps(self) -> list[int]:
-        if not self.directory.is_dir():
+        if not self.directory.exists():
             return []
         # Only as they are written: "06" is not 6.
         named = (path for path in self.directory.iterdir() if path.name.isdecimal())

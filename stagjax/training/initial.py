@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from stagjax import bucket
-from stagjax.checkpoints.origin import parse, read_metadata, read_model
+from stagjax.checkpoints.origin import parse, read_metadata, read_model, readable
 from stagjax.checkpoints.saving import Checkpoints, content_key
 from stagjax.config import Config, ModelConfig
 from stagjax.data.manifest import Manifest
@@ -94,7 +94,8 @@ def find_origin(
       UserError: there is no such model, its parameters have other shapes, or the run was started from another one.
     """
     record = (files or workdir) / RECORD
-    started = Checkpoints(workdir, keep_last=1, read_only=True).present()
+    with readable(workdir):
+        started = Checkpoints(workdir, keep_last=1, read_only=True).present()
     if not record.exists():
         if init_from is None:
             return None

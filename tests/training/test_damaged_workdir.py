@@ -76,6 +76,19 @@ def test_a_run_goes_on_or_says_in_one_line_what_is_wrong(run, tmp_path, name, da
         assert read_metadata(tmp_path / "run")["step"] == inspect(tmp_path / "run")["step"] == 4
 
 
+@pytest.mark.parametrize("damage", ["a file", "a dangling link"])
+def test_a_run_without_its_checkpoints_directory_is_refused(run, tmp_path, damage):
+    config, workdir = run
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "init_from.json").unlink()
+    place = tmp_path / "run" / "checkpoints"
+    shutil.rmtree(place)
+    place.write_text("") if damage == "a file" else place.symlink_to("nowhere")
+    for use in (lambda path: train(config, path), read_metadata, inspect):
+        with pytest.raises(UserError, match="cannot be read: Not a directory|cannot create|holds no checkpoints"):
+            use(tmp_path / "run")
+
+
 @pytest.mark.parametrize("target", ["nowhere", "."])
 def test_links_below_a_workdir_do_not_keep_one_from_looking_into_it(run, tmp_path, target):
     workdir = tmp_path / "run"

@@ -85,6 +85,8 @@ class Number:
             return f"is over {_plain(self.most)}"
         if (self.open_low and value == self.low) or (self.open_high and value == self.high):
             return f"is not {'above' if value == self.low else 'below'} {value:g}"
+        if self.kind is float and self.open_high and value >= self.high * (1 - 2.0**-25):
+            return f"is {_plain(self.high)} in float32"
         if self.kind is float and not self.any_size and not FLOAT32_TINY <= abs(value or 1) <= FLOAT32_MAX:
             return f"is {'0' if abs(value) < 1 else 'infinite'} in float32"
         return None

@@ -20,6 +20,11 @@ DIGITS = 5000 * "9"  # more than Python makes an int of
         (COUNT, 2**31, "x=2147483648 is over 2147483647; use 1 to 2147483647"),
         (SEED, 2**32, "x=4294967296 is over 4294967295; use 0 to 4294967295"),
         (Number(float, 0, 1, open_low=True, open_high=True), 1, "x=1 is not below 1; use more than 0, up to but not 1"),
+        (
+            Number(float, 0, 1, open_high=True),
+            1 - 2**-25,
+            "x=0.9999999701976776 is 1 in float32; use 0 up to but not 1",
+        ),
         (Number(float, 0), 10**400, f"x=1{76 * '0'}... is not finite; use 0 or more"),
         (Flag(), 1, "x=1 is int, not bool; use True or False"),
         (Text(("last", "linear")), "lineer", "unknown x 'lineer'; did you mean 'linear'? known: last, linear"),

@@ -41,8 +41,8 @@ class Content:
       num_produced: bytes of the content that could be read.
       size: bytes of the content as it should be, an estimate where a part is damaged; None where nothing says it.
       lost_share: how much of the content cannot be read or not be trusted. Of a frame that is cut off, what is missing
-        by the size that its header states; all of the file where it states none, as gzip never does; from a damaged
-        frame on, all.
+        by the size that its header states; all of the file where it states none, as gzip never does, or where others
+        come before it, so that others may have come behind it; from a damaged frame on, all.
       num_frames: zstd frames with content, or gzip members; 0 for a plain file.
       num_unchecked: frames without a checksum, whose content can have changed unseen.
     """
@@ -99,7 +99,7 @@ class Content:
                     self.num_unchecked += not frame.has_checksum
                     frame = None
         if frame is not None:
-            self._cut(frame, before)
+            self._cut(frame)
 
     def _damaged(self, error: "_Damaged", place: int, before: int) -> None:
         """Take for lost what lies behind `place` of the file, at the rate of the `before` bytes that lie before it."""
@@ -107,12 +107,12 @@ class Content:
         self.lost_share = (self.num_bytes - place) / self.num_bytes
         self.size = round(before * self.num_bytes / place) if before else None
 
-    def _cut(self, frame: "_Frame", before: int) -> None:
+    def _cut(self, frame: "_Frame") -> None:
         kind, noun = _kinds(self._name)
-        if frame.content_size is None:
+        if frame.content_size is None or self.num_frames:  # One of many says nothing of those that came behind it.
             self.give_up(Problem(kind, f"the {noun} is cut off"))
             return
-        self.size = max(1, before + frame.content_size)
+        self.size = max(1, frame.content_size)
         missing = max(1, self.size - self.num_produced)  # Its checksum, where all else is there.
         self.lost_share = missing / self.size
         self.problem = Problem(kind, f"the {noun} is cut off")

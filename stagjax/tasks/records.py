@@ -178,8 +178,9 @@ def _parsed(text: bytes, place: str) -> Any:
     except json.JSONDecodeError as error:
         place = place if error.lineno == 1 else f"{place}:{error.lineno}"
         raise DataError(f"{place}: not JSON ({error.msg} at column {error.colno}); download the file again") from None
-    except RecursionError:
-        raise DataError(f"{place}: not JSON of a benchmark (nested too deeply); download the file again") from None
+    except (ValueError, RecursionError) as error:  # The former for an integer of thousands of digits.
+        what = "nested too deeply" if isinstance(error, RecursionError) else "a number of thousands of digits"
+        raise DataError(f"{place}: not JSON of a benchmark ({what}); download the file again") from None
 
 
 def _shown(value: Any) -> str:

@@ -5,6 +5,7 @@ import importlib
 import seqio
 
 from stagjax.errors import unknown
+from stagjax.rules import COUNT_OR_NONE
 from stagjax.tasks import catalog, evaluating
 
 # Name of a pretraining task to the module that registers it when it is imported.
@@ -30,7 +31,8 @@ def get_task(
       vocabulary: as in an experiment's data.vocabulary.
 
     Raises:
-      UserError: there is no such task; the known ones are listed. Or the vocabulary cannot be read.
+      UserError: there is no such task; the known ones are listed. Or `shots` is no count, or the vocabulary cannot be
+        read.
     """
     if name in PRETRAINING:
         importlib.import_module(PRETRAINING[name])
@@ -38,6 +40,8 @@ def get_task(
     if name not in catalog.all_benchmarks():
         raise unknown("task", name, task_names())
     benchmark = catalog.get(name)
+    if shots is not None:
+        COUNT_OR_NONE.check("shots", shots)
     full_name = evaluating.task_name(benchmark, shots, directory, vocabulary)
     if full_name not in seqio.TaskRegistry.names():
         shots = benchmark.shots if shots is None else shots

@@ -135,6 +135,12 @@ FAULTS = {
         '7\n{"text": "Write last.',
         "mbpp.jsonl:3: the record is 7; it has to be",
     ),
+    "digits": (
+        RTE,
+        '"idx": 1',
+        f'"idx": {5000 * "9"}',
+        "RTE/val.jsonl:.*: not JSON of a benchmark .a number of thousands",
+    ),
     "missing": (HELLASWAG, '"ctx_b"', '"ctx_c"', "_val.jsonl:1: field 'ctx_b' is missing; the object has ind, "),
     "type": (RTE, '"H."', "7", "RTE/val.jsonl:1: field 'hypothesis' is 7; it has to be a string"),
     "integer": (RTE, '"idx": 1', '"idx": true', "field 'idx' is true; it has to be an integer"),

@@ -214,6 +214,14 @@ def test_unknown_tasks_and_mixtures_are_refused():
         get_mixture("superglu")
 
 
+@pytest.mark.parametrize("shots", [-1, "2", 2.0, True])
+def test_shots_that_are_no_count_are_refused(shots):
+    with pytest.raises(UserError, match=f"shots={shots!r} is .*; use 0 or more"):
+        get_task("hellaswag", shots=shots)
+    with pytest.raises(UserError, match=f"shots={shots!r} is .*; use 0 or more"):
+        get_mixture("superglue", shots=shots)
+
+
 def test_a_prepared_dataset_is_read_from_disk(directory, tmp_path):
     """Written by tensorflow-datasets' own writer, with the features of its own builder."""
     import tensorflow_datasets as tfds

@@ -229,13 +229,19 @@ def _tensors(arrays: Mapping[str, str]) -> dict[str, dict[str, str]]:
 def _facts(directory: pathlib.Path) -> dict[str, Any]:
     with as_damage():
         facts = json.loads((directory / FACTS).read_text())
-        if facts.pop("digest") != digest(facts):
+        if not isinstance(facts, dict) or facts.pop("digest", None) != digest(facts):
             raise DamagedError(f"{FACTS}: not what was exported")
-    if facts.get("format") != FORMAT:
-        stated = one_line(facts.get("format"), 60)
-        raise UserError(f"{directory / FACTS}: format={stated}, and this version of stagjax reads {FORMAT}")
+    if type(facts.get("format")) is not int or facts["format"] != FORMAT:
+        stated, made = (one_line(facts.get(name), 60) for name in ("format", "stagjax"))
+        raise UserError(
+            f"{directory / FACTS}: format={stated}, and this version of stagjax reads {FORMAT}; use the one that "
+            f"wrote it ({made}), or export the model anew"
+        )
+    if not isinstance(facts.get("files"), dict):
+        stated = one_line(facts.get("files"), 60)
+        raise UserError(f"{directory / FACTS}: files={stated} is not a table of hashes; export the model anew")
     with as_damage():
-        for name in {**facts["files"]}:
+        for name in facts["files"]:
             own_file(directory, name)
     return facts
 

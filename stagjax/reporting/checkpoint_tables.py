@@ -36,13 +36,16 @@ def _facts_table(facts: dict[str, Any]) -> rich.table.Table:
     table.title = plain(f"{facts['kind']} {facts['path']}{step}")
     table.add_column()
     table.add_column(overflow="fold")
-    data = facts["manifest"]
+    # Of another version it may have other fields.
+    source, vocabulary, length = (
+        facts["manifest"].get(name, "unknown") for name in ("source", "vocabulary_name", "row_length")
+    )
     rows = {
         "state": facts["validity"],
         "trained for": f"{facts['step']} steps",
         "validation loss": _loss(facts["metrics"]["validation_loss"]),
         "content key": facts["content_key"],
-        "trained on": f"{data['source']}, vocabulary {data['vocabulary_name']}, rows of {data['row_length']}",
+        "trained on": f"{source}, vocabulary {vocabulary}, rows of {length}",
     }
     for section, fields in facts["config"].items():
         rows[section] = "  ".join(f"{name}={value}" for name, value in fields.items())

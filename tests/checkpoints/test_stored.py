@@ -5,6 +5,7 @@ import shutil
 
 import jax.numpy as jnp
 import pytest
+from etils import epath
 
 from stagjax import distributed
 from stagjax.checkpoints import stored
@@ -151,6 +152,8 @@ def test_a_reader_takes_the_checkpoint_that_is_named_or_none(two_saved, tmp_path
                 except RunFailed as error:
                     assert f"{best} is damaged (" in str(error) and str(error).endswith("after --init-from): 10")
                     refused.add(file.relative_to(best).as_posix())
+                    with pytest.raises(stored.DamagedError):
+                        stored.verify(epath.Path(best))
                 else:
                     assert metadata["step"] == 20
                     assert_same(params, wanted)

@@ -100,6 +100,7 @@ STRANGE = (
     | {f"{name} as a text": fact(name, "x\n\x1b[31m") for name in FACTS}
     | {
         "format 99": fact("format", 99),
+        "format true": fact("format", True),
         "step true": fact("step", True),
         "step -1": fact("step", -1),
         "loss NaN": fact("metrics", {"validation_loss": math.nan}),

@@ -13,6 +13,7 @@ from stagjax.checkpoints.saving import Checkpoints, content_key
 from stagjax.cli import main
 from stagjax.model.accounting import count_parameters
 from stagjax.training.state import abstract_state
+from tests.checkpoints.test_strangers import edit
 from tests.runs import tiny_run, write_corpus, write_run
 
 
@@ -88,6 +89,15 @@ def test_inspect_one_checkpoint_and_an_export(baseline, tmp_path, capsys):
         assert (facts["kind"], facts["step"], facts["validity"]) == (kind, 4, inspection.VERIFIED)
         assert facts["metrics"] == {"validation_loss": 3.0}
     assert "parameters, without optimizer state, of step 4 in float32" in capsys.readouterr().out
+
+
+def test_inspect_shows_what_another_version_said_of_its_data(baseline, tmp_path, capsys):
+    run("export", baseline, f"--output={tmp_path}/export")
+    edit("manifest.json", lambda manifest: {"vocabulary_fingerprint": manifest["vocabulary_fingerprint"]})(
+        tmp_path / "export"
+    )
+    run("inspect", tmp_path / "export")
+    assert "unknown, vocabulary unknown, rows of unknown" in capsys.readouterr().out
 
 
 def test_inspect_names_damage(baseline, tmp_path, capsys):

@@ -38,6 +38,7 @@ examples:
 with 75 or by a signal, and never after 2 or 3. tpu/README.md tells the rest.
 """
 
+SLICES = Number(int, 1, 10_000)  # each is commands of its own
 SPOT_SECONDS = 15  # of the 30 s that a machine has, Kubernetes keeps the rest for its own pods
 
 VM_VERBS = {
@@ -125,11 +126,11 @@ def _vm(args: argparse.Namespace, command: list[str]) -> int:
     options.required(name=args.name, project=args.project, zone=args.zone)
     options.check_name("name", args.name)
     options.check_name("run", args.run)
-    options.check_slices(args.slices)
     for mount in args.mount:
         options.parse_mount(mount)
     if args.verb in ("create", "run"):
         options.check_source(args.source)
+    options.check_duration("max-run-duration", args.max_run_duration, days=7)
     found = _slice(args)
     if found and not found.family.runtime:
         raise UserError(f"--topology={found.name}: there are no TPU VMs of it; use `gke`")
@@ -170,11 +171,18 @@ def _vm(args: argparse.Namespace, command: list[str]) -> int:
 def _gke(args: argparse.Namespace, command: list[str]) -> int:
     options.required(name=args.name, project=args.project, zone=args.zone, cluster=args.cluster)
     options.check_name("name", args.name)
-    options.check_slices(args.slices)
     if args.verb == "run":
         options.required(image=args.image)
+    options.check_duration("max-run-duration", args.max_run_duration, days=7)
+    for mount in args.mount:
+        options.parse_mount(mount)
+    options.check_kubernetes("namespace", args.namespace)
+    if args.service_account:
+        options.check_kubernetes("service-account", args.service_account, dots=True)
     if args.capacity == "reserved":
         options.required(reservation=args.reservation)
+    elif args.reservation:
+        raise UserError(f"--reservation={args.reservation} with --capacity={args.capacity}; use --capacity=reserved")
     found = _slice(args)
     gke = Gke(
         GkeOptions(
@@ -328,7 +336,7 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--project", help="of Google Cloud")
     parser.add_argument("--zone", help="where the TPUs are")
     parser.add_argument("--topology", help="of each slice, e.g. v5e:16x16; see `python -m tpu topologies`")
-    parser.add_argument("--slices", type=count, default=1, metavar="N", help="default: %(default)s")
+    parser.add_argument("--slices", type=number(SLICES), default=1, metavar="N", help="default: %(default)s")
     parser.add_argument("--capacity", choices=CAPACITIES, default="on-demand", help="default: %(default)s")
     parser.add_argument("--max-run-duration", default="7d", metavar="T", help="of flex-start (default: %(default)s)")
     parser.add_argument("--mount", action="append", default=[], metavar="WHAT:/DIR", help="read-only data, repeatable")

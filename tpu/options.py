@@ -119,16 +119,29 @@ def check_name(flag: str, name: str, longest: int = 40) -> None:
         )
 
 
+def check_kubernetes(flag: str, name: str, dots: bool = False) -> None:
+    """Raise `UserError` where Kubernetes would refuse a name that is not ours; that of an account may have dots."""
+    inner, longest = ("-.", 253) if dots else ("-", 63)
+    if not re.fullmatch(rf"[a-z0-9]([{inner}a-z0-9]*[a-z0-9])?", name) or len(name) > longest:
+        raise UserError(
+            f"--{flag}={name}: Kubernetes' names are of lower-case letters, digits and {' or '.join(inner)} within, at "
+            f"most {longest} characters; see `kubectl get {flag.replace('-', '')}s`"
+        )
+
+
+def check_duration(flag: str, text: str, days: int) -> None:
+    """Raise `UserError` where a time, e.g. "1d12h", is none, is 0, or is more than Google Cloud gives."""
+    seconds = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+    parts = re.findall(r"(\d{1,9})([dhms])", text, re.ASCII)
+    wanted = sum(int(count) * seconds[unit] for count, unit in parts)
+    if "".join(map("".join, parts)) != text or not 0 < wanted <= days * seconds["d"]:
+        raise UserError(f"--{flag}={text}: a time of at most {days}d, in d, h, m and s; use e.g. {days}d or 1d12h")
+
+
 def check_source(clone: pathlib.Path) -> None:
     """Raise `UserError` where a directory is no clone of stagjax."""
     if not (clone / "setup.py").exists():
         raise UserError(f"--source={clone} holds no setup.py; give a clone of stagjax")
-
-
-def check_slices(slices: int) -> None:
-    """Raise `UserError` where there is not even one slice."""
-    if slices < 1:
-        raise UserError(f"--slices={slices}: a run has at least one; use 1 or more")
 
 
 def parse_mount(mount: str) -> tuple[str, str]:
@@ -138,7 +151,7 @@ def parse_mount(mount: str) -> tuple[str, str]:
       UserError: another form.
     """
     what, _, where = mount.rpartition(":")
-    if not what or not re.match("/[^/]", where):
+    if not re.match("(?!gs://(/|$)|pvc:$).", what) or not re.match("/[^/]", where):
         raise UserError(f"--mount={mount}: use WHAT:/DIRECTORY, e.g. --mount=gs://BUCKET:/mnt/pile")
     return what, where
 

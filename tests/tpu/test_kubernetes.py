@@ -79,3 +79,29 @@ def test_vms_of_several_slices_are_named_after_the_resource(capsys):
     assert main(["vm", "run", f"--name={'a' * 37}", *place, "--", "echo"]) == 0
     assert main(["vm", "run", f"--name={'a' * 38}", *place, "--", "echo"]) == 2
     assert "use a --name of at most 37" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--namespace=Team_A",
+        "--namespace=",
+        "--service-account=run@project.iam.gserviceaccount.com",
+        "--reservation=r",
+        "--max-run-duration=week",
+        "--max-run-duration=8d",
+        "--max-run-duration=0s",
+        "--slices=99999999",
+        "--mount=gs://:/mnt/pile",
+        "--mount=pvc::/mnt/pile",
+    ],
+)
+def test_what_google_would_refuse_is_refused_before_it_is_asked(flag, capsys):
+    assert main(["gke", "run", "--name=pile-1", *PLACE, flag, "--", "echo"]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith(f"tpu: {flag}") and err.count("\n") == 1 and not out
+
+
+def test_names_and_times_that_are_some(capsys):
+    flags = ["--namespace=team-a", "--service-account=a.b-1", "--max-run-duration=6d23h60m"]
+    assert main(["gke", "run", "--name=pile-1", *PLACE, *flags, "--mount=gs://b:/mnt/pile", "--", "echo"]) == 0

@@ -4,6 +4,7 @@ import argparse
 import ast
 import contextlib
 import pathlib
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -143,7 +144,7 @@ def _export(args: argparse.Namespace) -> None:
         metadata = export_model(args.path, args.output, step, args.dtype, args.state, on_tensor=on_tensor)
     what = "parameters, optimizer state and step" if args.state else "parameters, without optimizer state,"
     print(f"{what} of step {metadata['step']} in {args.dtype} are in {one_line(args.output)}")
-    print(f"try it: stagjax generate --workdir={one_line(args.output)} --prompt='def '")
+    print(f"try it: stagjax generate --workdir={one_line(shlex.quote(str(args.output)))} --prompt='def '")
 
 
 def _verifying(name: str) -> None:

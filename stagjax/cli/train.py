@@ -1,6 +1,7 @@
 """`stagjax train`: train an experiment, or go on with one that was stopped."""
 
 import argparse
+import shlex
 
 from stagjax.cli import add_config_argument
 from stagjax.cli.hosts import add_host_arguments, launch, launches, start
@@ -67,5 +68,5 @@ def run(args: argparse.Namespace) -> int:
         f", validation {name.replace('_', ' ')} {value:.4f}" for name, value in summary.validation.items()
     )
     print(f"step {summary.step}{figures}; the run is in {one_line(args.workdir)}")
-    print(f"try it: stagjax generate --workdir={one_line(args.workdir)} --prompt='def '")
+    print(f"try it: stagjax generate --workdir={one_line(shlex.quote(str(args.workdir)))} --prompt='def '")
     return 0

@@ -86,7 +86,7 @@ def is_utf8(path: str | os.PathLike[str]) -> bool:
     return True
 
 
-def check_place(path: Any, flag: str) -> None:
+def check_place(path: Any, flag: str, remedy: str = "give another directory") -> None:
     """Raise `UserError` for a directory, of this machine or in a bucket, that checkpoints cannot be kept in.
 
     Below it Orbax would look for the parts of a checkpoint by a glob pattern, in which the name stands as it is, and
@@ -99,7 +99,7 @@ def check_place(path: Any, flag: str) -> None:
     bad += ["~"] if text.startswith("~") else []
     bad += [] if is_utf8(whole) else ["bytes that are not UTF-8"]
     if bad:
-        remedy = "the shell has left it as it is: give the whole path" if "~" in bad else "give another directory"
+        remedy = "the shell has left it as it is: give the whole path" if "~" in bad else remedy
         raise UserError(f"{flag}={whole!r} has {' and '.join(bad)} in its path; {remedy}")
 
 

@@ -15,6 +15,7 @@ from typing import Protocol
 import jax
 
 from stagjax import bucket, distributed
+from stagjax.bucket import CHECKPOINTS
 from stagjax.config import Config, config_differences, to_json
 from stagjax.config_rules import COSINE_FROM_ZERO
 from stagjax.data.manifest import Manifest, differences
@@ -113,6 +114,8 @@ def _refuse_foreign(path: pathlib.Path, workdir: pathlib.Path) -> None:
     # A run that was killed while it claimed its workdir has left its lock, and some of what `claim` writes.
     claimed = (CONFIG, MANIFEST, VOCABULARY) if (path / LOCK).exists() else ()
     names = {entry.name.removesuffix(".partial") for entry in path.iterdir() if not entry.name.startswith(".")}
+    if CHECKPOINTS in names:
+        raise UserError(f"{path / CONFIG} is missing, which says what the run is; {_REMEDY}")
     if names - {*claimed}:
         raise UserError(
             f"--workdir={workdir} is not empty and was not made by stagjax train; give a new or an empty directory"

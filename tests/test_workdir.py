@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from stagjax import distributed, files, workdir
+from stagjax.checkpoints.origin import read_metadata
 from stagjax.checkpoints.saving import Checkpoints
 from stagjax.cli import main
 from stagjax.config import Config
@@ -126,6 +127,13 @@ def test_what_looks_claimed_is_foreign_without_the_lock_of_a_run(tmp_path):
     assert [path.name for path in run.iterdir()] == ["manifest.json"]
 
 
+def test_a_run_without_its_config_is_not_foreign(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match=r"config.json is missing, which says what the run is; put a copy of it back"):
+        with workdir.owned(tmp_path):
+            pass
+
+
 def test_only_the_rates_of_an_earlier_build_are_taken_over(tmp_path, config):
     assert workdir.resumed(tmp_path, config) is config
     stored = config.to_dict()
@@ -167,6 +175,12 @@ def test_a_directory_in_which_a_bad_name_is_the_working_one_is_refused(tmp_path,
     with pytest.raises(UserError, match=r"/\[1\]/run' has \[ in its path"), workdir.owned(pathlib.Path("run")):
         pass
     files.check_place("gs://bucket/run", "--workdir")
+
+
+def test_what_has_moved_to_such_a_place_is_not_called_damaged(tmp_path):
+    (tmp_path / "[1]" / "checkpoints" / "3").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"/\[1\]' has \[ in its path; rename what has moved there"):
+        read_metadata(tmp_path / "[1]")
 
 
 def test_any_other_name_keeps_what_is_saved_in_it(tmp_path):

@@ -14,7 +14,7 @@ from stagjax.checkpoints.stored import DamagedError, as_damage
 from stagjax.checkpoints.tensor_files import own_file
 from stagjax.data.vocabulary import Vocabulary, load_vocabulary
 from stagjax.errors import RunFailed, UserError
-from stagjax.files import directory
+from stagjax.files import check_place, directory
 from stagjax.rules import is_whole
 from stagjax.workdir import VOCABULARY
 
@@ -159,6 +159,7 @@ def _of_workdir(path: pathlib.Path, checkpoint: str | int | None) -> tuple[Check
             f"{str(path)!r} holds no checkpoints and is no export; give the --workdir of a stagjax train run, or what "
             "stagjax checkpoint export wrote"
         )
+    check_place(workdir, "workdir", "rename what has moved there")
     checkpoints = Checkpoints(workdir, keep_last=1, read_only=True)
     if workdir != place:
         if checkpoint not in (None, int(place.name)):

@@ -110,7 +110,13 @@ RULES = (
     Rule(r"stagjax info .*VARIANT", "a name for any variant", ((r"VARIANT", "shared_2x18"),)),
     Rule(r"stagjax train .*:NAME", "a name for any variant", ((r"NAME", "baseline_3,runlocal"),)),
     Rule(r"stagjax train .*:VARIANT", "a name for any variant", ((r"VARIANT", "baseline_3,runlocal"), (r"DIR", "r"))),
+    Rule(
+        r"stagjax plan .*--compare.*--program=train",
+        "hours for all variants at their depth",
+        at_end("--variants=separate_2x18_window_1 --config.model.layers_per_stack=2"),
+    ),
     Rule(r"stagjax plan .*--compare", "minutes for all variants", at_end("--variants=separate_2x18_window_1")),
+    Rule(r"stagjax plan .*v5e:8x16", "minutes at its depth", at_end("--config.model.layers_per_stack=2")),
     Rule(r"stagjax bench decode .*--against", "ten minutes", at_end("--repeats=1 --warmup=1 --tokens=2")),
     Rule(r"stagjax bench decode .*=", "six minutes", QUICK),
     Rule(r"stagjax bench train", "two minutes", at_end("--steps=1 --rounds=1")),

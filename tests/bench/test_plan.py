@@ -278,4 +278,4 @@ def test_a_damaged_comparison_is_refused(tmp_path, capsys):
     (tmp_path / "training.json").write_text("{")
     command = ["plan", "--config=experiments/pile.py", "--compare", "--program=train", f"--topology={V5E}"]
     assert main([*command, f"--output={tmp_path}"]) == 2
-    assert "is not what --compare wrote" in capsys.readouterr().err
+    assert "training.json is damaged" in capsys.readouterr().err

@@ -45,7 +45,8 @@ def _watch(event, arguments):
         return
     if not str(host).endswith(".invalid") and not str(host).startswith("192.0.2."):
         with open(os.environ["LEFT_LOOPBACK"], "a") as file:
-            file.write(f"{event} {host!r} in {sys.argv}\n{''.join(traceback.format_stack(limit=12)[:-1])}\n")
+            who = f"{os.environ.get('PYTEST_CURRENT_TEST')}, {sys.argv}"
+            file.write(f"{event} {host!r} in {who}\n{''.join(traceback.format_stack(limit=12)[:-1])}\n")
     raise socket.gaierror(socket.EAI_NONAME, f"{host!r} is not on this machine; tests stay on loopback")
 
 

@@ -52,7 +52,8 @@ def start_up(place: Place | None = None, facts: Facts | None = None, timeout: fl
     if not jax.config.jax_compilation_cache_dir:
         base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(base / "stagjax" / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     # A cache that cannot be written costs time, not results; JAX warns of it once for every program.
     warnings.filterwarnings("ignore", message=".*persistent compilation cache.*")
     logging.getLogger("jax._src.compilation_cache").setLevel(logging.ERROR)

@@ -17,6 +17,7 @@ from stagjax.checkpoints.stored import reason
 from stagjax.errors import RunFailed, UserError
 from stagjax.files import directory
 from stagjax.workdir import owned
+from tests.compiling import environment
 from tests.fake_gcs import Bucket
 from tests.waits import HANG, eventually
 
@@ -253,7 +254,7 @@ def test_reasons_are_words():
 def command(cloud, *words):
     done = subprocess.run(
         [sys.executable, "-m", "stagjax", *words],
-        env=os.environ | cloud.environment(),
+        env=environment() | cloud.environment(),
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -14,6 +14,7 @@ import pytest
 from stagjax import local_processes
 from stagjax.errors import UserError
 from stagjax.hosts.place import Place, told
+from tests.compiling import environment
 from tests.waits import HANG, eventually
 
 COMMAND = (sys.executable, "-m", "stagjax", "bench", "decode")
@@ -22,9 +23,8 @@ SHORT = ("--local-processes=2", "--repeats=2", "--tokens=4", "--split=none", "--
 
 
 def start(*arguments):
-    return subprocess.Popen(
-        [*COMMAND, TINY, *SHORT, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*COMMAND, TINY, *SHORT, *arguments], **pipes, env=environment())
 
 
 def children(pid):

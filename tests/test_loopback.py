@@ -1,7 +1,7 @@
 """What leaves this machine fails, here and in processes that a test starts, whether or not the error is hidden."""
 
 import asyncio
-import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -38,22 +38,22 @@ def test_what_leaves_is_refused_and_noted(left_loopback, reach):
     assert "test_loopback.py" in taken(left_loopback)
 
 
-def test_gcsfs_and_google_auth_are_seen(left_loopback, monkeypatch):
-    gcsfs = pytest.importorskip("gcsfs")
+def test_what_gcsfs_and_google_auth_ask_with_is_seen(left_loopback, monkeypatch):
+    aiohttp = pytest.importorskip("aiohttp")
     from google.auth.compute_engine import _metadata
     from google.auth.transport.requests import Request
 
-    monkeypatch.delenv("STORAGE_EMULATOR_HOST")
-    gcsfs.GCSFileSystem.clear_instance_cache()
-    monkeypatch.setattr(gcsfs.retry, "is_retriable", lambda error: False)
-    with contextlib.suppress(Exception):
-        gcsfs.GCSFileSystem(token="anon", requests_timeout=1).ls("a-bucket")
+    async def ask():
+        async with aiohttp.ClientSession() as session:
+            await session.get(f"https://{ELSEWHERE}/storage/v1/b/a-bucket")
+
+    with pytest.raises(OSError):
+        asyncio.run(ask())
     assert ELSEWHERE in taken(left_loopback)
     monkeypatch.delenv("GCE_METADATA_ROOT")
     monkeypatch.delenv("NO_GCE_CHECK")
     assert not _metadata.ping(Request(), timeout=1, retry_count=1)
     assert "169.254.169.254" in taken(left_loopback)
-    gcsfs.GCSFileSystem.clear_instance_cache()
 
 
 def test_processes_are_watched_and_cannot_hide_it(left_loopback):
@@ -79,17 +79,7 @@ def test_a_test_that_hides_it_fails(tmp_path):
         "def test_reaches():\n"
         f"    with contextlib.suppress(OSError):\n        socket.getaddrinfo({ELSEWHERE!r}, 443)\n"
     )
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        f"--rootdir={tmp_path}",
-        tmp_path,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
+    alone = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={tmp_path}", str(tmp_path))
+    own = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-m", "pytest", *alone], capture_output=True, text=True, env=own)
     assert done.returncode == 1 and f"socket.getaddrinfo '{ELSEWHERE}'" in done.stdout, done.stdout + done.stderr

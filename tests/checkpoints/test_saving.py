@@ -1,5 +1,4 @@
 import functools
-import os
 import pathlib
 import random
 import shutil
@@ -16,6 +15,7 @@ import pytest
 from stagjax.checkpoints import stored
 from stagjax.checkpoints.saving import Checkpoints, content_key, fingerprint
 from stagjax.errors import RunFailed, UserError
+from tests.compiling import environment
 
 CONFIG = {"model": {"model_dim": 8}, "training": {"steps": 3}}
 MANIFEST = {"vocabulary": "abc"}
@@ -220,8 +220,6 @@ def test_content_key_is_of_params_and_model_config():
 
 
 def run_script(script, *arguments, devices=1):
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    environment = {**os.environ, "XLA_FLAGS": flags}
     root = pathlib.Path(__file__).parents[2]
     return subprocess.Popen(
         [sys.executable, "-c", script, *map(str, arguments)],
@@ -229,7 +227,7 @@ def run_script(script, *arguments, devices=1):
         stderr=subprocess.PIPE,
         text=True,
         cwd=root,
-        env=environment,
+        env=environment(f"--xla_force_host_platform_device_count={devices}"),
     )
 
 

@@ -1,7 +1,6 @@
 """Two processes, each with a device, answer as one does: rows are divided over them, and both know all answers."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -9,6 +8,7 @@ import pytest
 
 from stagjax.hosts.place import Place, as_environment
 from stagjax.mesh import DecodeMesh
+from tests.compiling import environment
 from tests.evaluation import lockstep
 from tests.evaluation.models import close
 from tests.waits import HANG, reserved
@@ -20,7 +20,7 @@ def _run(count, *arguments):
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.evaluation.lockstep", *arguments],
-            env=os.environ | as_environment(Place(index, count, coordinator)),
+            env=environment() | as_environment(Place(index, count, coordinator)),
             stdout=subprocess.PIPE,
             text=True,
         )

@@ -16,6 +16,7 @@ from stagjax.evaluation import running
 from stagjax.evaluation.plan import load_plan
 from stagjax.evaluation.scoring import Scorer
 from stagjax.evaluation.subjects import Subject
+from tests.compiling import environment
 from tests.runs import tiny_run, write_corpus, write_run
 from tests.tasks import official_files
 
@@ -184,7 +185,8 @@ def test_two_processes_share_the_work_and_one_goes_on_alone(place, swept, tmp_pa
     """Two real processes on one directory; one is killed with SIGKILL while it works."""
     config, output = write_sweep(place, tmp_path / "a.json"), tmp_path / "shared"
     command = [sys.executable, "-m", "stagjax", "sweep", config, f"--output={output}", "--mesh=data=1"]
-    started = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for _ in "ab"]
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    started = [subprocess.Popen(command, **pipes, env=environment()) for _ in "ab"]
     try:
         while not list(output.glob("cells/*.json")) and started[0].poll() is None:
             time.sleep(0.01)
@@ -286,7 +288,7 @@ def test_processes_of_one_mesh_find_the_same(place, swept, tmp_path):
     """Two processes as the hosts of a pod: the first one writes, and both answer."""
     command = [sys.executable, "-m", "stagjax", "evaluate", f"--workdir={place}/shared_2x3", f"--data-dir={place}/data"]
     arguments = ["--tasks=copa,pile", "--local-processes=2", f"--output={tmp_path}/out"]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=900)
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment(), timeout=900)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert results["machine"]["processes"] == 2

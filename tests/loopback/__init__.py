@@ -34,5 +34,6 @@ def left_loopback():
     assert not reached, reached
 
 
-def pytest_unconfigure():
+def remove() -> None:
+    """Remove the file in which it is noted."""
     _REACHED.unlink(missing_ok=True)

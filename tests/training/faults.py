@@ -6,12 +6,9 @@ runs a command line with them; in a test's own process `inject` is given monkeyp
 """
 
 import json
-import os
 import pathlib
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +19,7 @@ import numpy as np
 from stagjax.data.loader import RowLoader
 from stagjax.reporting import metrics as reporting
 from stagjax.training import step as steps
+from tests.waits import eventually
 
 # Added to segment ids, by which the step knows what to do.
 _NONFINITE, _SPIKE = 10**6, 2 * 10**6
@@ -32,7 +30,7 @@ def inject(
     nonfinite: tuple[int, ...] = (),
     spike: tuple[int, ...] = (),
     unreadable: int | None = None,
-    hangs: int | None = None,
+    waits: tuple[int, str] | None = None,
     slow_seconds: float = 0.0,
     checkpoints_gone: tuple[int, str, int] | None = None,
     metrics_full: int | None = None,
@@ -44,7 +42,7 @@ def inject(
       nonfinite: batches whose loss is NaN.
       spike: batches whose loss is twenty times what it is.
       unreadable: batch whose rows cannot be read.
-      hangs: batch whose read does not come back for a minute; after two seconds of it the process is told to stop.
+      waits: batch that is not read before a file is there, and the file: steps after it are not taken until then.
       slow_seconds: that each read takes longer.
       checkpoints_gone: batch, workdir and step: there the workdir's directory of checkpoints becomes a file, once that
         of the step is complete; as an unmounted bucket's mount point may.
@@ -60,13 +58,11 @@ def inject(
             arrays["segment_ids"] = arrays["segment_ids"] + np.int32(_NONFINITE if number in nonfinite else _SPIKE)
         if number == unreadable:
             raise OSError(5, "Input/output error", "rows-00003")
-        if number == hangs:
-            threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
-            time.sleep(60)
+        if waits and number == waits[0]:
+            eventually(pathlib.Path(waits[1]).exists)
         if checkpoints_gone and number == checkpoints_gone[0] and not broken:
             directory = pathlib.Path(checkpoints_gone[1]) / "checkpoints"
-            while not (directory / str(checkpoints_gone[2])).exists():
-                time.sleep(0.01)
+            eventually((directory / str(checkpoints_gone[2])).exists)
             shutil.move(directory, directory.with_name("elsewhere"))
             directory.write_text("")
             broken.add(number)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -17,6 +16,7 @@ import pytest
 from stagjax.checkpoints.saving import Checkpoints
 from stagjax.reporting.metrics import read_metrics
 from stagjax.training.loop import _Run
+from tests.compiling import environment
 from tests.runs import TINY, write_corpus
 from tests.waits import HANG, reserved
 
@@ -35,7 +35,7 @@ FIELDS = TINY | {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A small corpus, and a cache of compiled programs that all runs of this module share."""
+    """A small corpus."""
     folder = tmp_path_factory.mktemp("runs")
     write_corpus(folder)
     return folder
@@ -45,9 +45,22 @@ class Cluster:
     """Processes that train in one workdir, started as the hosts of a pod are: each with a command line of its own."""
 
     def __init__(
-        self, folder, workdir, processes, devices, changes=None, everywhere=False, arguments=(), last_devices=None
+        self,
+        folder,
+        workdir,
+        processes,
+        devices,
+        changes=None,
+        everywhere=False,
+        arguments=(),
+        last_devices=None,
+        last_step=None,
     ):
-        """Start all; `changes` are config fields of the last process, or `everywhere`."""
+        """Start all; `changes` are config fields of the last process, or `everywhere`.
+
+        After `last_step` they wait for rows until `go_on` is called; of the last step nothing is written by then.
+        """
+        self.gate = folder / f"{workdir.name}_{last_step}"
         self.held = reserved()
         place = f"--coordinator=127.0.0.1:{self.held.getsockname()[1]}", f"--num-processes={processes}"
         self.workdir = workdir
@@ -55,9 +68,10 @@ class Cluster:
         for index in range(processes):
             last = index == processes - 1
             number = last_devices if last and last_devices else devices
-            flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={number}"
             fields = FIELDS | {"data.path": str(folder / "corpus")} | (changes or {} if last or everywhere else {})
-            command = [sys.executable, "-m", "stagjax", "train", "--config=experiments/stdlib.py:shared_2x3,runlocal"]
+            program = ["tests.training.faults", json.dumps({"waits": (last_step, str(self.gate))})]
+            command = [sys.executable, "-m", *(program if last_step else ["stagjax"])]
+            command += ["train", "--config=experiments/stdlib.py:shared_2x3,runlocal"]
             command += [f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in fields.items())]
             command += [*arguments, *([*place, f"--process-id={index}"] if processes > 1 else [])]
             self.processes.append(
@@ -66,7 +80,7 @@ class Cluster:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
-                    env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "XLA_FLAGS": flags},
+                    env=environment(f"--xla_force_host_platform_device_count={number}"),
                 )
             )
 
@@ -78,6 +92,9 @@ class Cluster:
             process.kill()
             process.wait()
         self.held.close()
+
+    def go_on(self):
+        self.gate.touch()
 
     def wait_for_step(self, step):
         self._wait(lambda: max((s for s in losses(self.workdir)), default=0) >= step, f"step {step}")
@@ -147,18 +164,19 @@ def assert_same_run(workdir, other, start=1):
 
 @pytest.fixture(scope="module")
 def alone(folder):
-    """One process of eight devices, unbroken."""
-    run(folder, folder / "alone", 1, 8)
+    """One process of four devices, unbroken."""
+    run(folder, folder / "alone", 1, 4)
     return folder / "alone"
 
 
 @pytest.fixture(scope="module")
 def stopped(folder):
-    """Two processes of four devices, of which the second is told to stop."""
+    """Two processes of two devices, of which the second is told to stop."""
     workdir = folder / "broken"
-    with Cluster(folder, workdir, 2, 4) as cluster:
+    with Cluster(folder, workdir, 2, 2, last_step=4) as cluster:
         cluster.wait_for_step(3)
         cluster.processes[1].send_signal(signal.SIGTERM)
+        cluster.go_on()
         return workdir, cluster.ends()
 
 
@@ -166,9 +184,10 @@ def stopped(folder):
 def broken(folder, stopped):
     """The same run, gone on with, until the second process is killed."""
     workdir, _ = stopped
-    with Cluster(folder, workdir, 2, 4) as cluster:
+    with Cluster(folder, workdir, 2, 2, last_step=13) as cluster:
         cluster.wait_for_step(12)
         cluster.processes[1].kill()
+        cluster.go_on()
         return workdir, cluster.ends()
 
 
@@ -177,7 +196,7 @@ def finished(folder, broken):
     """The same run again, to its end; what it started from is kept in "left"."""
     workdir, _ = broken
     copy(workdir, "left")
-    run(folder, workdir, 2, 4)
+    run(folder, workdir, 2, 2)
     return workdir
 
 
@@ -208,13 +227,13 @@ def test_started_again_nothing_is_repeated_and_nothing_skipped(alone, finished):
 
 def test_it_goes_on_in_one_process(folder, alone, finished):
     workdir = copy(folder / "left", "one")
-    run(folder, workdir, 1, 8)
+    run(folder, workdir, 1, 4)
     assert_same_run(workdir, alone)
 
 
 def test_it_goes_on_in_four_processes_bit_for_bit(folder, finished):
     workdir = copy(folder / "left", "four")
-    ends = run(folder, workdir, 4, 2)
+    ends = run(folder, workdir, 4, 1)
     assert "going on from step" in ends[0][1]
     assert losses(workdir) == losses(finished)
     assert fingerprint(workdir) == fingerprint(finished)
@@ -246,7 +265,7 @@ def test_a_host_that_waits_for_rows_does_not_judge_a_step_before_the_others(monk
 @pytest.mark.parametrize("attempt", range(5))
 def test_process_0_killed_is_lost_too(folder, alone, attempt):
     workdir = folder / f"without_process_0_{attempt}"
-    with Cluster(folder, workdir, 2, 4) as cluster:
+    with Cluster(folder, workdir, 2, 2) as cluster:
         cluster.wait_for_checkpoint(5)
         cluster.processes[0].kill()
         (killed, _), (status, err) = cluster.ends()
@@ -254,7 +273,7 @@ def test_process_0_killed_is_lost_too(folder, alone, attempt):
     assert "stagjax: lost process 0 on " in err
     assert f"the last good checkpoint is {workdir}/checkpoints/{max(kept_steps(workdir))}; start all" in err
     if attempt == 0:
-        run(folder, workdir, 2, 4)
+        run(folder, workdir, 2, 2)
         assert_same_run(workdir, alone)
 
 
@@ -271,25 +290,27 @@ def test_a_process_that_is_frozen_is_lost(folder):
 @pytest.mark.slow
 def test_ctrl_c_on_all_hosts_saves_and_ends_with_130(folder, alone):
     workdir = folder / "interrupted"
-    with Cluster(folder, workdir, 2, 4) as cluster:
+    with Cluster(folder, workdir, 2, 2, last_step=4) as cluster:
         cluster.wait_for_step(3)
         for process in cluster.processes:
             process.send_signal(signal.SIGINT)
+        cluster.go_on()
         ends = cluster.ends()
     for status, err in ends:
         assert status == 130
         assert "stopped by Ctrl-C: step" in err.splitlines()[-1] and "Traceback" not in err
-    run(folder, workdir, 2, 4)
+    run(folder, workdir, 2, 2)
     assert_same_run(workdir, alone)
 
 
 @pytest.mark.slow
 def test_a_second_ctrl_c_ends_all_at_once(folder):
-    with Cluster(folder, folder / "interrupted_twice", 2, 4) as cluster:
+    with Cluster(folder, folder / "interrupted_twice", 2, 2, last_step=4) as cluster:
         cluster.wait_for_step(3)
         for _ in range(2):
             cluster.processes[1].send_signal(signal.SIGINT)
             time.sleep(0.01)
+        cluster.go_on()
         (status, err), (interrupted, _) = cluster.ends()
     # Where both come before a step has ended, the first may have saved by then.
     assert (status, interrupted) == (130, 130)

@@ -20,6 +20,8 @@ from stagjax.training.state import abstract_state
 from stagjax.training.validation import validate
 from tests.runs import tiny_run, write_corpus, write_run
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):

@@ -18,6 +18,7 @@ import pytest
 
 from stagjax.checkpoints.saving import Checkpoints
 from stagjax.reporting.metrics import read_metrics
+from tests.compiling import environment
 from tests.runs import TINY, write_corpus
 from tests.waits import HANG
 
@@ -55,7 +56,7 @@ def start(folder, workdir, policy):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")},
+        env=environment(),
     )
 
 

@@ -2,16 +2,18 @@
 
 import io
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
 import numpy as np
 import pytest
 import rich.console
-from jax.experimental.compilation_cache import compilation_cache
 
 from stagjax import memory
 from stagjax.checkpoints.saving import Checkpoints
@@ -28,25 +30,18 @@ from stagjax.training.profiling import Window
 from tests.runs import write_corpus
 from tests.training import faults
 from tests.variants import tiny
-from tests.waits import HANG
+from tests.waits import HANG, eventually
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 STEPS = 56
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A small corpus; programs that runs of this module share are compiled once."""
+    """A small corpus."""
     folder = tmp_path_factory.mktemp("policies")
     write_corpus(folder)
-    options = {"jax_compilation_cache_dir": str(folder / "compiled"), "jax_persistent_cache_min_compile_time_secs": 0.1}
-    before = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    return folder
 
 
 def config_of(folder, **training):
@@ -59,13 +54,26 @@ def config_of(folder, **training):
     )
 
 
+def stop_it(workdir, step):
+    """Tell this process to stop once a step is taken."""
+    if eventually(lambda: (workdir / "metrics.jsonl").exists() and step in losses(workdir)):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 @pytest.fixture
 def train(folder, monkeypatch):
-    """Return train(name, faults, profile, **training) -> the run's workdir, its summary or error, what it printed."""
+    """Return train(name, faults, profile, **training) -> the run's workdir, its summary or error, what it printed.
+
+    With `stop_after`, the reader hangs after that step and the process is then told to stop.
+    """
     monkeypatch.setattr(loop, "training_mesh", lambda mesh: training_mesh(mesh, jax.devices()[:1]))
 
-    def train(name, fault=None, profile=None, terminal=False, **training):
+    def train(name, fault=None, profile=None, terminal=False, stop_after=None, **training):
         config = config_of(folder, **training)
+        released = folder / f"{name}_released"
+        if stop_after:
+            fault = (fault or {}) | {"waits": (stop_after, str(released))}
+            threading.Thread(target=stop_it, args=(folder / name, stop_after)).start()
         out = io.StringIO()
         console = rich.console.Console(file=out, force_terminal=terminal, width=120, _environ={"TERM": "xterm"})
         with monkeypatch.context() as patch:
@@ -75,6 +83,7 @@ def train(folder, monkeypatch):
                 result = loop.train(config, folder / name, profile=profile)
             except (RunFailed, Preempted, UserError) as error:
                 result = error
+            released.touch()
         return folder / name, result, out.getvalue()
 
     return train
@@ -135,7 +144,7 @@ def test_rolling_back_passes_over_the_batches_since_the_checkpoint(train, monkey
 def test_a_rollback_undoes_the_same_steps_where_the_run_was_told_to_stop_before(train):
     policies = {"spikes": "rollback", "keep_last": 1}
     unbroken, _, _ = train("straight", {"spike": [46]}, **policies)
-    stopped, error, _ = train("stopped", {"spike": [46], "hangs": 44}, **policies)
+    stopped, error, _ = train("stopped", {"spike": [46]}, stop_after=44, **policies)
     assert "step 44 is saved" in str(error)
     _, _, out = train("stopped", {"spike": [46]}, **policies)
     assert "going on from step 44" in out and "rolled back to step 40; the 7 batches" in out
@@ -192,10 +201,10 @@ def test_rows_that_cannot_be_read_end_the_run_with_what_is_left(train):
 
 def test_told_to_stop_while_the_reader_hangs_it_saves_and_ends(train):
     begun = time.monotonic()
-    workdir, error, _ = train("hung", {"hangs": 11})
+    workdir, error, _ = train("hung", stop_after=11)
     assert isinstance(error, Preempted), error
     assert "step 11 is saved" in str(error)
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < HANG  # which the reader takes
     assert Checkpoints(workdir, 1, read_only=True).latest() == 11
 
 

@@ -160,7 +160,8 @@ if me == 1:
 """
     status, _ = run(tmp_path, deaf + WAIT, "--grace=0.5")
     assert status == 2
-    assert not alive([int((tmp_path / "notes" / "child").read_text())])
+    child = int((tmp_path / "notes" / "child").read_text())
+    assert eventually(lambda: not alive([child])), "what is killed takes its time to end"
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])

@@ -173,8 +173,9 @@ def decoded(line: bytes, place: str) -> str:
 
 
 def _parsed(text: bytes, place: str) -> Any:
+    decoded_text = decoded(text, place)
     try:
-        return json.loads(decoded(text, place))
+        return json.loads(decoded_text)
     except json.JSONDecodeError as error:
         place = place if error.lineno == 1 else f"{place}:{error.lineno}"
         raise DataError(f"{place}: not JSON ({error.msg} at column {error.colno}); download the file again") from None

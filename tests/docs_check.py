@@ -127,7 +127,7 @@ RULES = (
     Rule(r"stagjax data verify", "a name for a directory", ((r"OUTPUT", "pile_1280"),)),
     Rule(r"stagjax data prepare --path=\.\.\.", "unfinished", ((r"\.\.\.", "pile/ --output=one"),)),
     Rule(r"python benchmarks/read_rows.py", "a name for a directory", ((r"DIR", "pile_1280 4 0.1"),)),
-    Rule(r"stagjax evaluate .*--shots=5", "the made-up files have few examples", ((r"=5", "=1"),)),
+    Rule(r"stagjax evaluate .*--shots=5", "the made-up files have few examples", ((r"=5", "=1 --limit=1"),)),
     Rule(
         r"python benchmarks/harness.py",
         "a name for a directory; an hour",

@@ -79,7 +79,7 @@ def chatter(link, say):
 def break_hub(link, say):
     """Let what joins the processes fail in process 0."""
     if link.place.process_id == 0:
-        link._hub._attend = None
+        link._hub._hear = None  # whatever this process says from here on is heard later
     link.gather("never", None)
 
 
